@@ -1,0 +1,1 @@
+"""Train, evaluate and score a small CIFAR-100 network as one batch job."""

@@ -1,0 +1,273 @@
+"""The command line: parse, call, exit code. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import IO, Any, NoReturn, TypeVar
+
+import click
+
+from job import settings
+from job.errors import JobError, MachineError, PreemptedError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
+    """Return a click option that has an environment variable and shows it with its default."""
+    variable = "MICRONET_" + name.split("/")[0].lstrip("-").upper().replace("-", "_")
+    return click.option(
+        name, *declarations, envvar=variable, show_envvar=True, show_default=True, **attributes
+    )
+
+
+def recipe_options(command: Command) -> Command:
+    """Add an option for each field of the recipe; the command gets them as keywords."""
+    default = settings.Recipe()
+    positive = click.IntRange(min=1)
+    options = [
+        option("--depth", type=click.IntRange(min=10), default=default.depth, help="Depth, 6n + 4."),
+        option("--width", type=positive, default=default.width, help="Width, times 16, 32 and 64 channels."),
+        option(
+            "--cycles",
+            default=",".join(map(str, default.cycles)),
+            metavar="EPOCHS@LR,...",
+            help="One-cycle periods with their peak learning rates.",
+        ),
+        option("--batch-size", type=positive, default=default.batch_size, help="Images a step."),
+        option(
+            "--weight-decay", type=click.FloatRange(min=0), default=default.weight_decay, help="Decoupled."
+        ),
+        option(
+            "--mixup-alpha",
+            type=click.FloatRange(min=0),
+            default=default.mixup_alpha,
+            help="Of mixup's Beta distribution; 0 turns mixup off.",
+        ),
+        option(
+            "--crop-padding",
+            type=click.IntRange(0, 15),
+            default=default.crop_padding,
+            help="Pixels a training image is shifted by at most, with reflection.",
+        ),
+        option(
+            "--holdout",
+            type=click.IntRange(min=0),
+            default=default.holdout,
+            help="Training images kept aside to choose the best epoch on.",
+        ),
+        option("--seed", type=click.IntRange(min=0), default=default.seed, help="Of everything random."),
+        option(
+            "--precision",
+            type=click.Choice(settings.PRECISIONS),
+            default=default.precision,
+            help="Arithmetic of the training step.",
+        ),
+        option(
+            "--deterministic/--no-deterministic",
+            default=default.deterministic,
+            help="Use only algorithms that give the same bits each time.",
+        ),
+    ]
+    for decorate in reversed(options):
+        command = decorate(command)
+    return command
+
+
+data_option = option(
+    "--data",
+    multiple=True,
+    metavar="URI",
+    help="Archive in CIFAR-100's format: a path, https://, file:// or s3:// address, optionally with "
+    "#sha256=HEX. Give several to have them tried in turn. Default: CIFAR-100 from its home.",
+)
+cache_option = option("--cache", default="data", metavar="DIR", help="Folder for the unpacked data.")
+demo_option = option(
+    "--demo", is_flag=True, help="Use a generated data set and a recipe that takes minutes on a processor."
+)
+device_option = option(
+    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="auto is the first GPU."
+)
+json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@option(
+    "--log-format",
+    type=click.Choice(["human", "json"]),
+    default="human",
+    help="Events on stderr as text or as a JSON object a line.",
+)
+@click.version_option(package_name="micronet")
+def cli(log_format: str) -> None:
+    """Train, evaluate and score a small CIFAR-100 network as one batch job."""
+    from job import events
+
+    events.configure(log_format)
+
+
+@cli.command()
+@option("--run", metavar="URI", help="Folder of the run's outputs. Default: runs/<fingerprint>.")
+@data_option
+@demo_option
+@cache_option
+@device_option
+@recipe_options
+@click.pass_context
+def train(
+    context: click.Context,
+    /,
+    run: str | None,
+    data: tuple[str, ...],
+    demo: bool,
+    cache: str,
+    device: str,
+    **values: Any,
+) -> None:
+    """Fetch the data, train, evaluate and write the score report."""
+    recipe = _recipe(context, settings.DEMO if demo else settings.Recipe(), values)
+    placement = settings.Placement(
+        run, _sources(data, demo), cache, "any" if demo and device == "auto" else device
+    )
+    from job.train.job import train as run_job
+
+    report = run_job(recipe, placement)
+    accuracy, score = report["accuracy"], report["score"]["leaderboard"]["score"]
+    click.echo(
+        f"accuracy  {accuracy['final']:.4f}  ({accuracy['correct']} of {accuracy['total']} test images)"
+    )
+    click.echo(f"score     {score:.5f}  (MicroNet Challenge, as listed)")
+    click.echo(f"report    {report['run']['uri']}/report.json")
+
+
+@cli.command()
+@data_option
+@demo_option
+@cache_option
+@option("--export", metavar="DIR", help="Also write the images there as PNG class folders.")
+def data(data: tuple[str, ...], demo: bool, cache: str, export: str | None) -> None:
+    """Fetch, verify and unpack the data set."""
+    from pathlib import Path
+
+    from job.data.dataset import prepare
+
+    prepared = prepare(_sources(data, demo), Path(cache))
+    click.echo(prepared.folder)
+    if export:
+        from job.data.export import export as write_folders
+
+        write_folders(prepared.dataset, Path(export))
+        click.echo(export)
+
+
+@cli.command()
+@click.argument("uri")
+@data_option
+@demo_option
+@cache_option
+@device_option
+@json_option
+def evaluate(uri: str, data: tuple[str, ...], demo: bool, cache: str, device: str, as_json: bool) -> None:
+    """Measure the test accuracy of the weights of the run (or the .safetensors file) at URI."""
+    from job.train.assess import assess
+
+    result = assess(uri, _sources(data, demo), cache, "any" if device == "auto" else device)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        click.echo("accuracy  {accuracy:.4f}  ({correct} of {total} test images)".format(**result))
+
+
+@cli.command()
+@option("--checkpoint", metavar="URI", help="Saved weights (.safetensors): a path, file:// or s3:// address.")
+@option(
+    "--model",
+    metavar="MODULE:FACTORY",
+    help="A function of yours that makes the model; it is imported and run.",
+)
+@option("--input", default="3,32,32", metavar="C,H,W", help="Shape of one image.")
+@option("--rules", default="writeup,leaderboard,official", metavar="NAME,...", help="Rule sets to count by.")
+@option(
+    "--bits", type=click.File(), metavar="FILE", help="JSON with the bits of what is quantised by simulation."
+)
+@option("--allow-unknown", is_flag=True, help="List operators that no rule counts instead of failing.")
+@option("--per-layer", is_flag=True, help="Add a row for each layer.")
+@json_option
+def score(
+    checkpoint: str | None,
+    model: str | None,
+    input: str,
+    rules: str,
+    bits: IO[str] | None,
+    allow_unknown: bool,
+    per_layer: bool,
+    as_json: bool,
+) -> None:
+    """Count parameters and operations by the MicroNet Challenge's rules: the default network's, or any model's."""
+    from job.score import show, source
+    from job.score.bits import Declared
+    from job.score.rules import score as count
+
+    source.use_one_thread()
+    scores = count(
+        source.network(checkpoint, model),
+        source.input_shape(input),
+        rules.split(","),
+        allow_unknown=allow_unknown,
+        declared=Declared.parse(bits.read()) if bits else None,
+    )
+    click.echo(json.dumps(scores.to_json(per_layer), indent=2) if as_json else show.text(scores, per_layer))
+
+
+def _recipe(context: click.Context, base: settings.Recipe, values: dict[str, Any]) -> settings.Recipe:
+    """Return `base` with the options that were given, on the command line or in the environment."""
+    given: dict[str, Any] = {
+        name: settings.parse_cycles(value) if name == "cycles" else value
+        for name, value in values.items()
+        if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT
+    }
+    return replace(base, **given)
+
+
+def _sources(data: tuple[str, ...], demo: bool) -> tuple[str, ...]:
+    if data and demo:
+        raise click.UsageError("--demo generates its data: leave --data out")
+    return (settings.DEMO_DATA,) if demo else data
+
+
+def main() -> None:
+    """Run the command line and exit with the code of the README's table."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        _fail(PreemptedError("interrupted", "Run the same command again"))
+    except JobError as error:
+        _fail(error)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _fail(
+            MachineError(
+                f"{error.filename or 'the disk'}: {error.strerror}", "Free some space or use another disk"
+            )
+        )
+
+
+def _fail(error: JobError) -> NoReturn:
+    from job import events
+
+    events.stopped(error.message, error.fix, error.exit_code)
+    sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""From a list of sources to a folder of verified files: fetch, check, unpack."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from job import events
+from job.data.cifar import CIFAR100_SHA256, FILES, FOLDER
+from job.data.download import download
+from job.data.extract import extract
+from job.errors import (
+    ConfigurationError,
+    DataError,
+    JobError,
+    MachineError,
+    PermissionRefusedError,
+    UsageError,
+)
+from job.store import local_path
+from job.store.files import exclusive, explain, scratch, sha256_of
+
+SCHEMES = ("file", "http", "https", "s3")
+CHECKSUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an archive can be had, and what it must then be (`size` in bytes, `sha256` in hex)."""
+
+    uri: str
+    sha256: str | None = None
+    size: int | None = None
+
+    def __str__(self) -> str:
+        """Return the URI without what could be a secret: the user's name, the password, the query."""
+        parts = urllib.parse.urlsplit(self.uri)
+        if parts.scheme not in ("http", "https"):
+            return self.uri
+        return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+
+
+CIFAR100 = (
+    Source(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        sha256=CIFAR100_SHA256,
+        size=169_001_437,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A verified archive on this machine; `uri` says where it came from and holds no secrets."""
+
+    path: Path
+    sha256: str
+    uri: str
+
+
+def parse_source(text: str) -> Source:
+    """Read a path, `file://`, `http(s)://` or `s3://bucket/key`, with `#sha256=HEX` or without.
+
+    Raises UsageError for another scheme or a hash that is none.
+    """
+    uri, mark, sha256 = text.rpartition("#sha256=")
+    if not mark:
+        uri, sha256 = text, ""
+    elif not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise UsageError(f"{sha256!r:.80} is not a SHA-256", "Write 64 hex digits after #sha256=")
+    scheme = urllib.parse.urlsplit(uri).scheme if "://" in uri else "file"
+    if scheme not in SCHEMES or not uri:
+        raise UsageError(
+            f"{text!r:.200} is no source of data", f"Give a path or one of {', '.join(SCHEMES)}://"
+        )
+    return Source(uri, sha256.lower() or None)
+
+
+def fetch(sources: Sequence[Source], cache: Path) -> Archive:
+    """Return the archive from the first source that gives a right one.
+
+    A local file is used where it is. A download is kept in `cache`, goes on where an earlier one was cut,
+    and is verified before every use; a source without a stated hash is asked whether its file has changed.
+
+    Raises, when no source will do, one error that says why each did not: MachineError if a later try may
+    succeed, else PermissionRefusedError, DataError or ConfigurationError.
+    """
+    failures: list[JobError] = []
+    for source in sources:
+        try:
+            return _fetch(source, cache)
+        except JobError as error:
+            failures.append(error)
+            if len(sources) > 1:
+                events.warn("source_failed", source=str(source), reason=str(error))
+    if len(failures) == 1:
+        raise failures[0]
+    raise _all_failed(failures)
+
+
+def unpack(archive: Archive, cache: Path) -> Path:
+    """Return the folder `cache/<sha256>` with the archive's `cifar-100-python/{train,test,meta}`.
+
+    The folder appears at once or not at all; what is in it is verified before every use and replaced when
+    it has changed. Any number of processes may do this at the same time.
+
+    Raises DataError for an archive that cannot be used, MachineError when the disk is full.
+    """
+    target = cache / archive.sha256
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with exclusive(cache / f".{archive.sha256}.lock"):
+            if _intact(target):
+                return target
+            with scratch(cache) as work:
+                new = work / "new"
+                extract(archive.path, new / FOLDER)
+                (new / CHECKSUMS).write_text(
+                    "".join(f"{sha256_of(new / FOLDER / name)}  {FOLDER}/{name}\n" for name in FILES)
+                )
+                if target.exists():
+                    events.warn("data_replaced", folder=str(target), reason="its files have changed")
+                    target.rename(work / "changed")
+                new.rename(target)
+    except OSError as error:
+        raise explain(error, cache) from error
+    return target
+
+
+def _fetch(source: Source, cache: Path) -> Archive:
+    path = local_path(source.uri)
+    if path is None:
+        try:
+            path, sha256 = download(source.uri, str(source), source.sha256, source.size, cache)
+        except JobError as error:
+            error.message = f"{source}: {error.message}"
+            raise
+        return Archive(path, sha256, str(source))
+    if not path.is_file():
+        raise DataError(
+            f"there is no file {path}", "Name an archive in the format of cifar-100-python.tar.gz"
+        )
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise explain(error, path) from error
+    if source.sha256 not in (None, sha256):
+        raise DataError(
+            f"{path} has the SHA-256 {sha256}, not {source.sha256}", "Get the file again, or correct the hash"
+        )
+    return Archive(path, sha256, str(source))
+
+
+def _all_failed(failures: list[JobError]) -> JobError:
+    reasons = "; ".join(str(error) for error in failures)
+    for kind in (MachineError, PermissionRefusedError, DataError, ConfigurationError):
+        if any(isinstance(error, kind) for error in failures):
+            return kind(f"no source gave the data: {reasons}", "Name another with --data")
+    return UsageError("no source of data is named", "Name one with --data")
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        lines = (folder / CHECKSUMS).read_text().splitlines()
+        return lines == [f"{sha256_of(folder / FOLDER / name)}  {FOLDER}/{name}" for name in FILES]
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False

@@ -1,0 +1,48 @@
+"""From where a data set is said to be to its arrays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from job.data import demo
+from job.data.archive import CIFAR100, Archive, fetch, parse_source, unpack
+from job.data.cifar import Channels, Dataset, load, statistics
+from job.settings import DEMO_DATA
+from job.store.files import explain
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A data set, the source and the folder it is from, and its channels' mean and deviation in [0, 1]."""
+
+    dataset: Dataset
+    source: str
+    folder: Path
+    mean: Channels
+    std: Channels
+
+
+def prepare(sources: Sequence[str], cache: Path) -> PreparedData:
+    """Fetch, verify, unpack and load the first of `sources` that can be had; CIFAR-100 if there are none.
+
+    DEMO_DATA stands for the generated set. Raises JobError.
+    """
+    if tuple(sources) == (DEMO_DATA,):
+        archive = _generate(cache)
+    else:
+        archive = fetch([parse_source(text) for text in sources] or CIFAR100, cache)
+    folder = unpack(archive, cache)
+    dataset = load(folder, archive.sha256)
+    return PreparedData(dataset, archive.uri, folder, *statistics(dataset))
+
+
+def _generate(cache: Path) -> Archive:
+    """Write the demo set anew, which takes a second, so that a cache never holds an older one's."""
+    path = cache / "demo.tar.gz"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return Archive(path, demo.write(path), DEMO_DATA)
+    except OSError as error:
+        raise explain(error, path) from error

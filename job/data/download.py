@@ -1,0 +1,182 @@
+"""Fetch a remote file into the cache, in as many goes as it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from job import events
+from job.data.remote import Remote, open_remote
+from job.errors import DataError, MachineError
+from job.store.base import TransientError
+from job.store.files import exclusive, explain, sha256_of
+
+FRUITLESS_TRIES = 4
+FIRST_PAUSE_SECONDS = 0.5
+"""A source is given up after this many tries without a new byte; each pause is twice the one before."""
+
+PROGRESS_SECONDS = 5
+MAX_ARCHIVE_BYTES = 8 * 2**30
+
+
+@dataclass
+class _Record:
+    """What is known of a download, kept beside it for the next process. `sha256` is "" until it is whole."""
+
+    version: str | None = None
+    size: int | None = None
+    sha256: str = ""
+
+
+def download(uri: str, name: str, sha256: str | None, size: int | None, cache: Path) -> tuple[Path, str]:
+    """Return the file at `uri`, kept in `cache`, and its SHA-256, which is `sha256` where that is given.
+
+    `name` is the URI as people may see it. A cut download goes on by range, in this call and in the next,
+    unless the file has changed. Only one process at a time downloads one URI; others wait for it.
+
+    Raises DataError for a file of another hash or size, or none; PermissionRefusedError; MachineError for
+    a full disk and TransientError (also a MachineError) when the source cannot be reached.
+    """
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        work = _Download(uri, name, size, cache)
+        with exclusive(work.lock):
+            return work.run(sha256)
+    except OSError as error:
+        raise explain(error, cache) from error
+
+
+class _Download:
+    """One URI's files in the cache: the partial download, its record and the lock on both."""
+
+    def __init__(self, uri: str, name: str, size: int | None, cache: Path) -> None:
+        stem = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        self.uri, self.name, self.stated_size, self.cache = uri, name, size, cache
+        self.partial = cache / f"{stem}.partial"
+        self.note = cache / f"{stem}.json"
+        self.lock = cache / f".{stem}.lock"
+        self.record = self._read_record()
+
+    def run(self, sha256: str | None) -> tuple[Path, str]:
+        if sha256 and self._is_kept(sha256):
+            return self._kept(sha256), sha256
+        self.record = self._read_record()  # another process may have written it before we got the lock
+        if not sha256 and self._is_unchanged():
+            return self._kept(self.record.sha256), self.record.sha256
+        self._fill()
+        found = sha256_of(self.partial)
+        if sha256 not in (None, found):
+            self._forget()
+            raise DataError(
+                f"its SHA-256 is {found}, not {sha256}", "Name another source, or correct the hash"
+            )
+        self.partial.replace(self._kept(found))
+        self.record.sha256 = found
+        self._write_record()
+        return self._kept(found), found
+
+    def _kept(self, sha256: str) -> Path:
+        return self.cache / f"{sha256}.archive"
+
+    def _is_kept(self, sha256: str) -> bool:
+        path = self._kept(sha256)
+        if not path.exists():
+            return False
+        if sha256_of(path) == sha256:
+            return True
+        events.warn("cached_archive_damaged", path=str(path))
+        path.unlink()
+        return False
+
+    def _is_unchanged(self) -> bool:
+        """Without a stated hash the cached copy is only right while the source still has the same version."""
+        if not self.record.sha256 or not self.record.version:
+            return False
+        with open_remote(self.uri) as remote:
+            if (remote.version, remote.size) != (self.record.version, self.record.size):
+                return False
+        return self._is_kept(self.record.sha256)
+
+    def _fill(self) -> None:
+        """Append to the partial file until it is whole."""
+        fruitless, furthest = 0, self._have()
+        while self.record.size is None or self._have() != self.record.size:
+            try:
+                with open_remote(self.uri, self._have(), self.record.version) as remote:
+                    self._begin(remote)
+                    self._append(remote)
+                if remote.size is None:
+                    return
+                if self._have() < remote.size:
+                    raise TransientError(f"cut after {self._have()} of {remote.size} bytes", "Try later")
+            except TransientError as error:
+                fruitless = 0 if self._have() > furthest else fruitless + 1
+                furthest = max(furthest, self._have())
+                if fruitless == FRUITLESS_TRIES:
+                    raise
+                pause = FIRST_PAUSE_SECONDS * 2**fruitless
+                events.warn(
+                    "download_interrupted", source=self.name, reason=error.message, pause_seconds=pause
+                )
+                time.sleep(pause)
+
+    def _begin(self, remote: Remote) -> None:
+        """Check what is offered before any of it is written."""
+        if remote.size is not None:
+            if self.stated_size not in (None, remote.size):
+                self._forget()
+                raise DataError(f"it has {remote.size} bytes, not {self.stated_size}", "Name another source")
+            if remote.size > MAX_ARCHIVE_BYTES:
+                raise DataError(f"its {remote.size} bytes are more than the {MAX_ARCHIVE_BYTES} allowed")
+            needed, free = remote.size - remote.offset, shutil.disk_usage(self.cache).free
+            if needed > free:
+                raise MachineError(
+                    f"{self.cache} has {free} bytes free and the download needs {needed}",
+                    "Free some, or choose a folder on another disk with --cache",
+                )
+        if remote.offset == 0:
+            self.partial.write_bytes(b"")
+        self.record = _Record(remote.version, remote.size)
+        self._write_record()
+
+    def _append(self, remote: Remote) -> None:
+        done, start, reported = remote.offset, time.monotonic(), time.monotonic()
+        with self.partial.open("ab") as file:
+            for chunk in remote.chunks:
+                file.write(chunk)
+                done += len(chunk)
+                if done > (remote.size or MAX_ARCHIVE_BYTES):
+                    raise DataError(f"it gives more than {remote.size or MAX_ARCHIVE_BYTES} bytes")
+                if time.monotonic() - reported >= PROGRESS_SECONDS:
+                    reported = time.monotonic()
+                    rate = (done - remote.offset) / (reported - start)
+                    events.emit(
+                        "download",
+                        source=self.name,
+                        done_bytes=done,
+                        total_bytes=remote.size,
+                        bytes_per_second=round(rate),
+                        seconds_left=round((remote.size - done) / rate) if remote.size else None,
+                    )
+
+    def _have(self) -> int:
+        return self.partial.stat().st_size if self.partial.exists() else 0
+
+    def _forget(self) -> None:
+        self.partial.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+    def _read_record(self) -> _Record:
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            return _Record(**json.loads(self.note.read_text()))
+        return _Record()
+
+    def _write_record(self) -> None:
+        new = self.note.with_suffix(".new")
+        new.write_text(json.dumps(asdict(self.record)))
+        new.replace(self.note)

@@ -1,0 +1,57 @@
+"""The errors of the job, each with the exit code that a batch scheduler acts on."""
+
+from __future__ import annotations
+
+
+class JobError(Exception):
+    """Something the user can understand and act on; shown as one line, without a traceback.
+
+    `fix` says what to do. `exit_code` is the process's status (see the README's table).
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        """Return the cause and, where there is one, the fix."""
+        return f"{self.message}. {self.fix}" if self.fix else self.message
+
+
+class UsageError(JobError):
+    """The command line does not say what is wanted."""
+
+    exit_code = 2
+
+
+class DataError(JobError):
+    """Bad input data: what was given does not verify, or nothing in it can be read."""
+
+    exit_code = 65
+
+
+class MachineError(JobError):
+    """The machine or its reach is at fault (disk, GPU, network, storage): retry on another."""
+
+    exit_code = 74
+
+
+class PreemptedError(JobError):
+    """Stopped from outside before the end."""
+
+    exit_code = 75
+
+
+class PermissionRefusedError(JobError):
+    """The store or the file system refuses access. Never taken for "absent"."""
+
+    exit_code = 77
+
+
+class ConfigurationError(JobError):
+    """What was asked for cannot be done with this recipe, run or machine."""
+
+    exit_code = 78

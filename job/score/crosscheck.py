@@ -1,0 +1,77 @@
+"""torchstat as a second opinion on the layers that it can count.
+
+Only its plain counting functions are used, on the modules of the traced copy and on shapes: its `ModelHook`
+would replace `__call__` on the layer classes of this process and register buffers on the model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchstat import compute_flops, compute_madd
+
+from job.errors import JobError
+from job.score import formulas as f
+from job.score.graph import Call, Graph
+from job.score.operations import TABLE
+
+COUNTED = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.MaxPool2d, nn.ReLU, nn.ReLU6)
+"""What torchstat counts as this counter does.
+
+Not its batch norm (4 operations an element, nothing folded), its transposed convolution (additions by the
+input's positions) and its softmax (one sum over all dimensions).
+"""
+
+
+def check(graph: Graph) -> int:
+    """Compare the count of each layer that torchstat can count; return how many there were.
+
+    Raises JobError with both numbers where they differ.
+    """
+    calls: dict[str, list[Call]] = {}
+    for call in graph.calls:
+        if _is_counted(call):
+            calls.setdefault(call.layer, []).append(call)
+    for layer, of_layer in calls.items():
+        theirs = tuple(map(sum, zip(*map(_theirs, of_layer), strict=True)))
+        ours = _ours(graph, layer)
+        if theirs != ours:
+            raise JobError(
+                f"torchstat counts {theirs[0]:,} multiplications and {theirs[1]:,} additions in layer"
+                f" {layer or '(model)'}, this counter {ours[0]:,} and {ours[1]:,}",
+                "Report it: one of the two counts is wrong",
+            )
+    return len(calls)
+
+
+def _is_counted(call: Call) -> bool:
+    if type(call.module) not in COUNTED or len(call.input_shapes) != 1:
+        return False
+    dimensions = {nn.Conv2d: 4, nn.Linear: 2, nn.AvgPool2d: 4, nn.MaxPool2d: 4}.get(type(call.module))
+    return dimensions is None or len(call.input_shapes[0]) == dimensions
+
+
+def _theirs(call: Call) -> tuple[int, int]:
+    """Return torchstat's multiplications and additions."""
+    image = torch.empty(call.input_shapes[0], device="meta")
+    result = torch.empty(call.output_shape, device="meta")
+    both = int(compute_madd(call.module, image, result))
+    if isinstance(call.module, nn.MaxPool2d):
+        return 0, both
+    if isinstance(call.module, nn.AvgPool2d):  # one of the operations of each output is the division
+        return result.numel(), both - result.numel()
+    # Its "flops" are the multiplications, and for a convolution the additions of the bias.
+    multiplications = int(compute_flops(call.module, image, result))
+    if isinstance(call.module, nn.Conv2d) and call.module.bias is not None:
+        multiplications -= result.numel()
+    return multiplications, both - multiplications
+
+
+def _ours(graph: Graph, layer: str) -> tuple[int, int]:
+    terms: list[f.Term] = []
+    for operation in graph.operations:
+        if operation.layer == layer and operation.name in TABLE:
+            of_operation = TABLE[operation.name].cost(operation, f.dense)
+            # torchstat leaves out the bias of a linear layer, the term after its dot products.
+            terms += of_operation[:2] if operation.layer_type is nn.Linear else of_operation
+    return sum(term.multiplications for term in terms), sum(term.additions for term in terms)

@@ -1,0 +1,54 @@
+"""Stores: a local folder or a prefix in an S3 bucket behind one small interface (`base.Store`)."""
+
+from __future__ import annotations
+
+import urllib.parse
+from pathlib import Path
+
+from job.errors import DataError, UsageError
+from job.store.base import Store, check_key
+from job.store.retry import RetryingStore
+
+RETRY_SECONDS = 120.0
+
+__all__ = ["RETRY_SECONDS", "Store", "local_path", "open_store"]
+
+
+def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
+    """Return the store at a path, `file://` or `s3://bucket/prefix`; the network is not touched yet.
+
+    Each call of the store tries for about `retry_seconds` before it raises TransientError. Raises
+    UsageError for any other URI.
+    """
+    path = local_path(uri)
+    if path is not None:
+        from job.store.local import LocalStore
+
+        return RetryingStore(LocalStore(path), retry_seconds)
+    parts = urllib.parse.urlsplit(uri)
+    bucket, prefix = parts.netloc, uri.split("://", 1)[1].partition("/")[2].strip("/")
+    if parts.scheme != "s3" or not bucket:
+        raise UsageError(f"{uri!r} is no store", "Give a folder, file:///folder or s3://bucket/prefix")
+    try:
+        prefix = check_key(prefix) if prefix else ""
+    except DataError as error:
+        raise UsageError(error.message, "Give s3://bucket/prefix with a plain prefix") from error
+    from job.store.s3 import S3Store  # boto3 takes 0.3 s to import
+
+    return RetryingStore(S3Store(bucket, prefix), retry_seconds)
+
+
+def local_path(uri: str) -> Path | None:
+    """Return the path that a bare path or a `file://` URI names; None for any other scheme.
+
+    Raises UsageError for a `file://` URI that names another machine or no absolute path.
+    """
+    if "://" not in uri:
+        return Path(uri)
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme != "file":
+        return None
+    path = Path(urllib.parse.unquote(parts.path))
+    if parts.netloc not in ("", "localhost") or not path.is_absolute():
+        raise UsageError(f"{uri!r} names no file of this machine", "Write file:///absolute/path")
+    return path

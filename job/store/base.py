@@ -1,0 +1,126 @@
+"""The contract of a store: where runs, checkpoints and cached archives live."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from job.errors import DataError, JobError, MachineError, PermissionRefusedError
+
+MAX_KEY_BYTES = 512
+"""S3 allows 1,024 bytes for the key and the store's own prefix together."""
+
+_SEGMENT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}")
+
+
+class AbsentError(DataError):
+    """There is no such key. Nothing else raises it: no permission, no bucket, no answer are not absence."""
+
+
+class RefusedError(PermissionRefusedError):
+    """The store knows neither the caller nor, for this key, the caller's right."""
+
+
+class TransientError(MachineError):
+    """No usable answer came; the same request may succeed later, and may have been carried out already."""
+
+
+class ConflictError(JobError):
+    """The condition of a conditional put does not hold: someone else has written the key."""
+
+    exit_code = 76
+
+
+@dataclass(frozen=True)
+class Item:
+    """The whole content of a key and the version that `put_if_match` takes."""
+
+    data: bytes
+    version: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some bytes of a key, the version they are from, and the size of the whole in bytes."""
+
+    data: bytes
+    version: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key in a listing and its size in bytes."""
+
+    key: str
+    size: int
+
+
+class Store(Protocol):
+    """Keys and their bytes. Safe to use from several threads, and from several processes at once.
+
+    Keys are relative, `/` between their segments (see `check_key`); where there is a key `a`, let there be
+    no `a/b`. Every method may raise
+    RefusedError, TransientError, ConfigurationError (the bucket, region or endpoint is wrong) and
+    MachineError (the disk is full). No other error than AbsentError ever means "not there".
+
+    A put is atomic: whatever happens to the writer, a reader gets the old content, the new one, or
+    AbsentError, never a part. When a put returns, its content survives the loss of the machine (S3) or
+    of its power (a folder). What was put is what the next get and list see, from anywhere.
+
+    What is read is not verified: keep a SHA-256 beside what must be right.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where this is, for people and for `open_store`. No secrets."""
+
+    def get(self, key: str) -> Item:
+        """Return the whole content; AbsentError when there is none."""
+
+    def get_range(self, key: str, offset: int, length: int) -> Part:
+        """Return at most `length` bytes from `offset`; fewer only at the end, none past it."""
+
+    def put(self, key: str, data: bytes) -> str:
+        """Write the key whatever was there; return the new version."""
+
+    def put_if_absent(self, key: str, data: bytes) -> str:
+        """Write the key if there is none, else ConflictError. Of any number at once, one succeeds.
+
+        Let `data` name its writer: after a lost response, only the content tells whose write it was.
+        """
+
+    def put_if_match(self, key: str, data: bytes, version: str) -> str:
+        """Write the key if it still has `version`, else (also when absent) ConflictError. One succeeds.
+
+        The version is that of the content: equal bytes may have equal versions.
+        """
+
+    def delete(self, key: str) -> None:
+        """Remove the key; it need not be there."""
+
+    def list(self, folder: str = "") -> list[Entry]:
+        """Return every key below `folder` (all keys for "") in no particular order."""
+
+
+def check_key(key: str) -> str:
+    """Return `key`, or raise DataError if some store cannot hold it or could leave its place through it.
+
+    Allowed are segments of 1 to 200 characters, joined by single slashes: no leading dot (so no `..` and
+    none of a folder store's own files), no backslash, no control characters, 512 bytes in all.
+    """
+    if len(key.encode("utf-8", "replace")) > MAX_KEY_BYTES or not all(
+        _SEGMENT.fullmatch(segment) for segment in key.split("/")
+    ):
+        raise DataError(f"{key[:100]!r} cannot be the name of an object in a store")
+    return key
+
+
+def is_key(key: str) -> bool:
+    """Tell whether `check_key` would accept `key`."""
+    try:
+        check_key(key)
+    except DataError:
+        return False
+    return True

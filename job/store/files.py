@@ -1,0 +1,124 @@
+"""What writers of local files share: scratch folders, locks, fsync, and errors people can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from job import events
+from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
+from job.store.base import TransientError
+
+SCRATCH_PREFIX = ".scratch-"
+POLL_SECONDS = 0.02
+ANNOUNCE_AFTER_SECONDS = 2.0
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_MISUSED = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP}
+
+
+def explain(error: OSError, path: Path | str) -> JobError:
+    """Return the JobError that says what `error` at `path` means for the user."""
+    cause = f"{path}: {error.strerror or error}"
+    if error.errno in _FULL:
+        return MachineError(f"no space left for {path}", "Free some, or choose a folder on another disk")
+    if error.errno in _REFUSED:
+        return PermissionRefusedError(cause, "Give this user the right, or choose another folder")
+    if error.errno in _MISUSED:
+        return ConfigurationError(cause, "Name another path")
+    return MachineError(cause, "Check the disk or the network it hangs on")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, patience_seconds: float = float("inf")) -> Iterator[None]:
+    """Hold the lock file `path` against other threads and processes; it goes with the process that dies.
+
+    Raises TransientError when somebody else keeps it longer than `patience_seconds`. The file stays:
+    removing it would let two hold "the" lock at once.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        start, announced = time.monotonic(), False
+        while not _try_lock(descriptor):
+            waited = time.monotonic() - start
+            if waited > patience_seconds:
+                raise TransientError(f"another process has held {path} for {patience_seconds:g} s")
+            if waited > ANNOUNCE_AFTER_SECONDS and not announced:
+                events.emit("waiting_for_another_process", lock=str(path))
+                announced = True
+            time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """Make an empty folder in `parent` (itself made if missing), and remove it with its content afterwards.
+
+    It is on its parent's file system, so that renaming something out of it is atomic. What a killed
+    process left is removed by the next call: a scratch folder is alive as long as its owner's lock on it.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    folder, descriptor = _new_locked_folder(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _new_locked_folder(parent: Path) -> tuple[Path, int]:
+    """A sweep may take a new folder for a dead one until it is locked; then make another."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
+
+
+def _sweep(parent: Path) -> None:
+    for folder in parent.glob(f"{SCRATCH_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another sweep was faster, or it is another user's
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                if _try_lock(descriptor):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

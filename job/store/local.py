@@ -1,0 +1,141 @@
+"""A folder as a store."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from job.store.base import AbsentError, ConflictError, Entry, Item, Part, check_key, is_key
+from job.store.files import exclusive, explain, fsync, scratch, sha256_of
+
+LOCK = ".lock"
+LOCK_PATIENCE_SECONDS = 10.0
+"""The lock is held for a comparison and a rename; only a writer that was stopped within keeps it longer."""
+
+
+class LocalStore:
+    """The store contract (see `base.Store`) over the folder `root`, which the first put makes.
+
+    Works on a file system with rename and flock, so also between machines that share one over NFS. A
+    version is the SHA-256 of the content.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    @property
+    def uri(self) -> str:
+        """Return the folder's absolute path."""
+        return str(self._root)
+
+    def get(self, key: str) -> Item:
+        """See `base.Store`."""
+        with self._reading(key):
+            data = self._path(key).read_bytes()
+        return Item(data, hashlib.sha256(data).hexdigest())
+
+    def get_range(self, key: str, offset: int, length: int) -> Part:
+        """See `base.Store`. Reads the whole file for its version."""
+        with self._reading(key), self._path(key).open("rb") as file:
+            version = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+            file.seek(offset)
+            return Part(file.read(length), version, size)
+
+    def put(self, key: str, data: bytes) -> str:
+        """See `base.Store`."""
+        with self._replacing(key, data):
+            return hashlib.sha256(data).hexdigest()
+
+    def put_if_absent(self, key: str, data: bytes) -> str:
+        """See `base.Store`."""
+        with self._replacing(key, data) as path:
+            if path.exists():
+                raise ConflictError(f"{path} is there already")
+            return hashlib.sha256(data).hexdigest()
+
+    def put_if_match(self, key: str, data: bytes, version: str) -> str:
+        """See `base.Store`."""
+        with self._replacing(key, data) as path:
+            if not path.exists() or sha256_of(path) != version:
+                raise ConflictError(f"{path} has been changed by someone else")
+            return hashlib.sha256(data).hexdigest()
+
+    def delete(self, key: str) -> None:
+        """See `base.Store`. Folders stay, empty."""
+        with self._writing(key):
+            path = self._path(key)
+            if path.exists():
+                with self._locked():
+                    path.unlink(missing_ok=True)
+                fsync(path.parent)
+
+    def list(self, folder: str = "") -> list[Entry]:
+        """See `base.Store`."""
+        top = self._path(folder) if folder else self._root
+        entries = []
+        with self._reading(folder):
+            for parent, folders, names in os.walk(top, onerror=_raise_unless_absent):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                for name in names:
+                    path = Path(parent, name)
+                    key = path.relative_to(self._root).as_posix()
+                    with contextlib.suppress(FileNotFoundError):  # deleted since
+                        if is_key(key) and path.is_file():
+                            entries.append(Entry(key, path.stat().st_size))
+        return entries
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    @contextlib.contextmanager
+    def _replacing(self, key: str, data: bytes) -> Iterator[Path]:
+        """Write `data` aside; let the body check its condition under the lock; then rename."""
+        path = self._path(key)
+        with self._writing(key), scratch(self._root) as work:
+            new = work / "new"
+            with new.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            _make_folder(path.parent)
+            with self._locked():
+                yield path
+                new.rename(path)
+            fsync(path.parent)
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return exclusive(self._root / LOCK, LOCK_PATIENCE_SECONDS)
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise AbsentError(f"there is no {self._root / key}") from error
+        except OSError as error:
+            raise explain(error, self._root / key) from error
+
+    @contextlib.contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise explain(error, self._root / key) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make `folder` and what is above it so that the names survive a power loss."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync(folder.parent)
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

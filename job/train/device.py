@@ -1,0 +1,79 @@
+"""The device a run uses, its arithmetic and its determinism."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from job import events
+from job.errors import ConfigurationError
+
+
+def choose(requested: str) -> torch.device:
+    """Return the device for auto (a GPU), cuda, cpu or any (a GPU where there is one).
+
+    Raises ConfigurationError where a GPU is required and there is none: 600 epochs on a processor
+    are never meant.
+    """
+    if requested == "cpu" or (requested == "any" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"no GPU can be used here ({_why_no_gpu()})",
+            "Give the container the GPU (docker run --gpus all), or run a small recipe on the processor "
+            "with --device cpu, or try the job with --demo",
+        )
+    if torch.cuda.device_count() > 1:
+        events.emit("device", using=torch.cuda.get_device_name(0), ignored_gpus=torch.cuda.device_count() - 1)
+    return torch.device("cuda", 0)
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return "the driver shows none"
+
+
+def resolve_precision(requested: str, device: torch.device) -> str:
+    """Return `requested`, with `auto` being bf16 where the hardware multiplies it natively, else fp32."""
+    if requested != "auto":
+        return requested
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return "bf16" if fast else "fp32"
+
+
+def configure(deterministic: bool) -> None:
+    """Make fp32 mean IEEE fp32 (no TF32) and, if asked, algorithms deterministic; call before CUDA starts."""
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS refuses deterministic work without it
+        torch.use_deterministic_algorithms(True)
+        # Filling fresh memory guards against reading it, which nothing here does, and costs a pass each time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def describe(device: torch.device) -> str:
+    """Return the device's name for the report."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()

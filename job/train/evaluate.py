@@ -1,0 +1,51 @@
+"""Accuracy in fp32, whatever the training precision was; `device.configure` turns TF32 off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from job.train.loader import Images, Normalisation
+
+BATCH_SIZE = 500  # fixed, since the batch's shape can change the bits; 20 batches for 10,000 images
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The network's answers to N labelled images, on the host."""
+
+    labels: Tensor  # [N] int64
+    logits: Tensor  # [N, classes] float32
+
+    @property
+    def correct(self) -> int:
+        """Images whose highest logit is the label's."""
+        return int((self.logits.argmax(1) == self.labels).sum())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return float(F.cross_entropy(self.logits, self.labels))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct images."""
+        return self.correct / len(self.labels)
+
+
+def predict(network: nn.Module, images: Images, normalise: Normalisation) -> Predictions:
+    """Run `network` in evaluation mode over all `images`; its mode is put back afterwards."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            logits = [
+                network(normalise(pixels.float().div_(255)))
+                for pixels in torch.split(images.pixels, BATCH_SIZE)
+            ]
+    finally:
+        network.train(training)
+    return Predictions(images.labels.cpu(), torch.cat(logits).cpu())

@@ -1,0 +1,93 @@
+"""The files of a run: who it is (`recipe.json`), how it went, and what it produced. Each is written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from job.errors import ConfigurationError, DataError
+from job.score import report as reports
+from job.settings import Recipe
+from job.store import open_store
+from job.store.base import AbsentError, Store
+from job.train.evaluate import Predictions
+
+RECIPE, HISTORY, WEIGHTS, PREDICTIONS, REPORT = (
+    "recipe.json",
+    "history.jsonl",
+    "weights.safetensors",
+    "predictions.npz",
+    "report.json",
+)
+
+
+class Run:
+    """One run's folder or prefix, holding the outputs of one recipe."""
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        self.store, self.recipe = store, recipe
+
+    @classmethod
+    def open(cls, uri: str, recipe: Recipe) -> Run:
+        """Claim `uri` for `recipe`; raise ConfigurationError if it belongs to another one."""
+        run = cls(open_store(uri), recipe)
+        found = run._read_json(RECIPE)
+        if found is None:
+            run.write(RECIPE, json.dumps(recipe.to_json(), indent=2).encode())
+        elif differences := recipe.differences(found):
+            changes = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in differences.items())
+            raise ConfigurationError(
+                f"{run.store.uri} belongs to another recipe: {changes}",
+                "Ask for the same recipe, or give this one its own folder with --run",
+            )
+        return run
+
+    def uri(self, name: str) -> str:
+        """Return the address of one of the files."""
+        return f"{self.store.uri}/{name}"
+
+    def report(self) -> dict[str, Any] | None:
+        """Return the report of a finished run, None for one that is not finished."""
+        return self._read_json(REPORT)
+
+    def write(self, name: str, data: bytes) -> dict[str, str]:
+        """Write one file; return its {uri, sha256}."""
+        self.store.put(name, data)
+        return {"uri": self.uri(name), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        """Check the report against its schema and write it; the run is finished with that."""
+        self.write(REPORT, reports.encode(report))
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        try:
+            data = self.store.get(name).data
+        except AbsentError:
+            return None
+        try:
+            content = json.loads(data)
+            if not isinstance(content, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            raise DataError(
+                f"{self.uri(name)} is not what this program wrote ({error})",
+                "Name another folder with --run, or look at what has changed the file",
+            ) from error
+        return content
+
+
+def encode_predictions(predictions: Predictions) -> bytes:
+    """Return an npz of label [N], prediction [N] and top_five [N, 5] (best first), all int64."""
+    buffer = io.BytesIO()
+    top = predictions.logits.topk(min(5, predictions.logits.shape[1])).indices
+    np.savez_compressed(
+        buffer,
+        label=predictions.labels.numpy(),
+        prediction=predictions.logits.argmax(1).numpy(),
+        top_five=top.numpy(),
+    )
+    return buffer.getvalue()

@@ -1,0 +1,41 @@
+"""A data set as one recipe uses it, resident on the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from job.data.dataset import PreparedData
+from job.errors import ConfigurationError
+from job.settings import Recipe
+from job.train.evaluate import Predictions, predict
+from job.train.loader import Images, Normalisation, TrainingBatches
+
+
+class Task:
+    """Training batches, hold-out and test images of a data set under `recipe`.
+
+    Raises ConfigurationError where the hold-out or the batch is larger than the data.
+    """
+
+    def __init__(self, data: PreparedData, recipe: Recipe, device: torch.device) -> None:
+        dataset = data.dataset
+        training, holdout = Images.of(dataset.train, device).split(recipe.holdout, recipe.seed)
+        if len(training) < recipe.batch_size:
+            raise ConfigurationError(
+                f"{len(training)} training images are less than one batch of {recipe.batch_size}",
+                "Lower --batch-size or --holdout",
+            )
+        self.test, self.holdout = Images.of(dataset.test, device), holdout
+        self.normalise = Normalisation(data.mean, data.std, device)
+        self.batches = TrainingBatches(training, len(dataset.classes), self.normalise, recipe)
+
+    def evaluate(self, network: nn.Module) -> Predictions:
+        """Run `network` over the test images."""
+        return predict(network, self.test, self.normalise)
+
+    def holdout_accuracy(self, network: nn.Module) -> dict[str, float]:
+        """Return {holdout_accuracy}, or nothing where the recipe keeps no hold-out."""
+        if not len(self.holdout):
+            return {}
+        return {"holdout_accuracy": predict(network, self.holdout, self.normalise).accuracy}

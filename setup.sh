@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Makes the environment (.venv, once; under a second after that), then
+#   ./setup.sh                    puts CIFAR-100 in place
+#   ./setup.sh test [--soak]      runs every check and test; --soak adds the long proofs
+#   ./setup.sh COMMAND ...        runs `micronet COMMAND ...`, for example: ./setup.sh train --demo
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+venv=$root/.venv
+
+fail() {
+  printf 'setup.sh: %s\n' "$1" >&2
+  exit 78
+}
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  fail 'no Python 3.11, 3.12 or 3.13 was found. Install one, or name it: PYTHON=/path/to/python3.12 ./setup.sh'
+}
+
+# Debian and Ubuntu ship python3 without the part that makes virtual environments.
+ensure_venv_module() {
+  local python=$1
+  "$python" -c 'import ensurepip, venv' 2>/dev/null && return
+  local package
+  package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+  if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+    { apt-get update -qq && apt-get install -y -qq "$package"; } >&2 || fail "apt-get could not install $package"
+  else
+    fail "$python cannot make virtual environments. Install its package: sudo apt-get install $package"
+  fi
+}
+
+# install LOCKFILE: the packages of that file, each checked against its hash, and this project.
+install() {
+  local lock=$root/$1 stamp=$venv/$1.installed wanted python
+  wanted=$(cat "$lock" "$root/pyproject.toml" | sha256sum)
+  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+  (
+    flock 9
+    [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && exit 0
+    if [ ! -x "$venv/bin/pip" ]; then
+      python=$(find_python)
+      ensure_venv_module "$python"
+      printf 'setup.sh: making the environment in %s (about 6 GB)\n' "$venv" >&2
+      "$python" -m venv --clear "$venv"
+    fi
+    "$venv/bin/pip" install --quiet --require-hashes -r "$lock" >&2
+    "$venv/bin/pip" install --quiet --no-deps --no-build-isolation --editable "$root" >&2
+    printf '%s\n' "$wanted" >"$stamp"
+  ) 9>"$root/.venv.lock"
+}
+
+run_tests() {
+  local soak='not soak'
+  case "${1:-}" in
+    '') ;;
+    --soak) soak='' ;;
+    *) fail "test takes --soak or nothing, not $1" ;;
+  esac
+  cd "$root"
+  PATH=$venv/bin:$PATH
+  ruff check .
+  ruff format --check .
+  mypy
+  lint-imports
+  shellcheck setup.sh .ci/run
+  python -m pytest -m "$soak"
+}
+
+case "${1:-}" in
+  test)
+    install requirements-dev.lock
+    run_tests "${@:2}"
+    ;;
+  '')
+    install requirements.lock
+    exec "$venv/bin/micronet" data --cache "$root/data"
+    ;;
+  *)
+    install requirements.lock
+    exec "$venv/bin/micronet" "$@"
+    ;;
+esac

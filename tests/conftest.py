@@ -1,0 +1,81 @@
+"""Fixtures that several test folders share: real servers, and a folder that refuses its user."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.servers import FaultProxy, RangeServer, SeaweedFS
+
+BUCKET = "micronet-tests"
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[SeaweedFS]:
+    """One S3 server for the session, with the bucket `micronet-tests`; do not stop or kill this one."""
+    server = SeaweedFS(Path(tempfile.mkdtemp(prefix="micronet-seaweedfs-")))
+    try:
+        server.start()
+        server.client().create_bucket(Bucket=BUCKET)
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def s3_uri(seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix of its own on the S3 server, which the environment points to."""
+    for name, value in seaweedfs.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def proxy(seaweedfs: SeaweedFS, s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A fault proxy between the environment's S3 endpoint and the server; use it with `s3_uri`."""
+    proxy = FaultProxy(seaweedfs.endpoint)
+    proxy.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.uri)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[dict[str, bytes]], RangeServer]]:
+    """Start file servers: `serve({"/a.tar.gz": data})`."""
+    servers = []
+
+    def start(files: dict[str, bytes]) -> RangeServer:
+        server = RangeServer(files)
+        server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder that can be read and not written by the user the test then runs as (root may do anything)."""
+    with tempfile.TemporaryDirectory(prefix="micronet-readonly-") as name:
+        folder = Path(name)
+        (folder / "locked").mkdir()
+        (folder / "locked" / "secret").write_bytes(b"secret")
+        (folder / "locked" / "secret").chmod(0o000)
+        (folder / "locked").chmod(0o555)
+        folder.chmod(0o755)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield folder / "locked"
+        finally:
+            os.seteuid(user)
+            (folder / "locked").chmod(0o755)

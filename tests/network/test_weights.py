@@ -1,0 +1,67 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save as save_tensors
+
+from job.errors import DataError
+from job.network import weights
+from job.network.weights import NetworkInfo
+
+INFO = NetworkInfo(10, 1, ("cat", "dog", "eel"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "ab" * 32)
+
+
+def test_weights_go_round_bit_for_bit_whatever_their_layout() -> None:
+    network = INFO.build().to(memory_format=torch.channels_last)
+    loaded, info = weights.load(weights.save(network, INFO))
+    assert info == INFO
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(network.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+    assert network.state_dict().keys() == loaded.state_dict().keys()
+
+
+def test_equal_networks_give_equal_files() -> None:
+    network = INFO.build()
+    contiguous = weights.save(network, INFO)
+    assert weights.save(network.to(memory_format=torch.channels_last), INFO) == contiguous
+
+
+def altered(**fields: object) -> bytes:
+    network = json.loads(json.dumps(INFO.__dict__)) | fields
+    return save_tensors(INFO.build().state_dict(), metadata={weights.FORMAT: json.dumps(network)})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x03\x04 not safetensors",
+        b"\xff" * 64,
+        weights.save(INFO.build(), INFO)[:-1],
+        save_tensors({"weight": torch.zeros(3)}),
+        altered(depth=22),
+        altered(width=2),
+        altered(depth="__import__('os')"),
+        altered(depth=6 * 10**9 + 4),
+        altered(mean=[1.0]),
+        altered(classes=None),
+    ],
+    ids=[
+        "empty",
+        "zip",
+        "noise",
+        "short",
+        "foreign",
+        "deeper",
+        "wider",
+        "code",
+        "endless",
+        "mean",
+        "classes",
+    ],
+)
+def test_what_is_not_our_weights_is_refused(data: bytes) -> None:
+    with pytest.raises(DataError):
+        weights.load(data)

@@ -1,0 +1,161 @@
+"""What is the folder's own: leftovers of killed writers, locks, full disks, refused access."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from job.errors import ConfigurationError, MachineError, PermissionRefusedError
+from job.store import files, local
+from job.store.base import AbsentError, TransientError
+from job.store.files import exclusive, explain, scratch
+from job.store.local import LocalStore
+from tests.disks import tiny_disk
+
+
+def test_nothing_but_the_keys_is_left(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    store.put("a/b", b"x")
+    store.put_if_absent("a/c", b"x")
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {"store/a/b", "store/a/c", "store/.lock"}
+
+
+def test_a_killed_writers_leftovers_go_with_the_next_put(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from job.store.files import scratch\n"
+        "with scratch(Path(sys.argv[1])) as work:\n"
+        "    (work / 'half').write_bytes(b'half'); print(work, flush=True); time.sleep(60)"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout
+    left = Path(writer.stdout.readline().strip())
+    store = LocalStore(tmp_path)
+    store.put("a", b"x")
+    assert (left / "half").exists()  # its writer lives
+    writer.kill()
+    writer.communicate()
+    store.put("b", b"x")
+    assert not left.exists()
+    assert {entry.key for entry in store.list()} == {"a", "b"}
+
+
+def test_a_writer_stopped_with_the_lock_makes_others_try_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOCK_PATIENCE_SECONDS", 0.2)
+    script = (
+        "import sys, time; from pathlib import Path; from job.store.files import exclusive\n"
+        "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    store = LocalStore(tmp_path)
+    store.put("a", b"x")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / local.LOCK)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    holder.send_signal(signal.SIGSTOP)
+    with pytest.raises(TransientError) as caught:
+        store.put("a", b"y")
+    assert caught.value.exit_code == 74
+    assert store.get("a").data == b"x"
+    holder.kill()
+    holder.communicate()
+    store.put("a", b"y")
+    assert store.get("a").data == b"y"
+
+
+def test_a_full_disk_is_the_machines_fault_and_keeps_what_was_there(tmp_path: Path) -> None:
+    with tiny_disk(tmp_path / "disk") as disk:
+        store = LocalStore(disk)
+        store.put("a", b"old")
+        with pytest.raises(MachineError, match="no space left") as caught:
+            store.put("a", bytes(2**21))
+        assert caught.value.exit_code == 74
+        assert not isinstance(caught.value, TransientError)
+        assert store.get("a").data == b"old"
+        assert not list(disk.glob(f"{files.SCRATCH_PREFIX}*"))
+        store.put("a", b"new")
+
+
+def test_access_refused_is_not_absence(nobody: Path) -> None:
+    store = LocalStore(nobody)
+    with pytest.raises(PermissionRefusedError) as caught:
+        store.get("secret")
+    assert caught.value.exit_code == 77
+    with pytest.raises(PermissionRefusedError):
+        store.put("a", b"x")
+    with pytest.raises(PermissionRefusedError):
+        LocalStore(nobody / "new").put("a", b"x")
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    store = LocalStore(tmp_path / "file" / "run")
+    with pytest.raises(AbsentError):
+        store.get("a")
+    with pytest.raises(ConfigurationError, match="file"):
+        store.put("a", b"x")
+
+
+def test_foreign_files_are_not_listed(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.put("a", b"x")
+    (tmp_path / ".hidden").write_text("x")
+    (tmp_path / "back\\slash").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert [entry.key for entry in store.list()] == ["a"]
+
+
+def test_a_relative_folder_stays_where_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = LocalStore(Path("runs"))
+    monkeypatch.chdir("/")
+    store.put("a", b"x")
+    assert (tmp_path / "runs" / "a").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, 74),
+        (errno.EDQUOT, 74),
+        (errno.EIO, 74),
+        (errno.EACCES, 77),
+        (errno.EROFS, 77),
+        (errno.ENOTDIR, 78),
+    ],
+)
+def test_each_fault_of_a_disk_has_its_exit_code(number: int, code: int) -> None:
+    error = explain(OSError(number, os.strerror(number)), "/some/file")
+    assert error.exit_code == code
+    assert "/some/file" in str(error)
+    assert error.fix
+
+
+def test_scratch_folders_of_one_process_leave_each_other_alone(tmp_path: Path) -> None:
+    with scratch(tmp_path) as one, scratch(tmp_path) as two:
+        assert one != two
+        assert one.is_dir()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_waits_for_its_holder(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "lock"):
+        start = time.monotonic()
+        with pytest.raises(TransientError), exclusive(tmp_path / "lock", patience_seconds=0.1):
+            pass
+        assert time.monotonic() - start >= 0.1
+    with exclusive(tmp_path / "lock", patience_seconds=0):
+        pass

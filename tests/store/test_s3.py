@@ -1,0 +1,231 @@
+"""What is S3's own: who is refused and why, how the service is found, and a network that fails."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
+from job.store import open_store, s3
+from job.store.base import AbsentError, ConflictError, RefusedError, TransientError
+from job.store.s3_errors import explain
+from tests.servers import ACCESS_KEY, DOMAIN, SECRET_KEY, FaultProxy, RangeServer, SeaweedFS, free_ports
+
+OPERATIONS: list[Callable[[Any], Any]] = [
+    lambda store: store.get("key"),
+    lambda store: store.get_range("key", 0, 1),
+    lambda store: store.put("key", b"x"),
+    lambda store: store.put_if_absent("key", b"x"),
+    lambda store: store.put_if_match("key", b"x", '"0"'),
+    lambda store: store.delete("key"),
+    lambda store: store.list(),
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    ("name", "value"), [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ACCESS_KEY_ID", "nobody")]
+)
+def test_wrong_keys_are_refused(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str, operation: Callable[[Any], Any]
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RefusedError, match="Check AWS_ACCESS_KEY_ID") as caught:
+        operation(open_store(s3_uri))
+    assert caught.value.exit_code == 77
+    assert isinstance(caught.value, PermissionRefusedError)
+
+
+def test_no_keys_are_refused(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(RefusedError, match="a profile or a role"):
+        open_store(s3_uri).get("key")
+
+
+def test_an_unknown_profile_is_refused(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(RefusedError, match="nobody"):
+        open_store(s3_uri).get("key")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_missing_bucket_is_not_absence(s3_uri: str, operation: Callable[[Any], Any]) -> None:
+    with pytest.raises(ConfigurationError, match="there is no such bucket") as caught:
+        operation(open_store("s3://no-such-bucket/run"))
+    assert caught.value.exit_code == 78
+
+
+def test_a_web_server_is_not_an_empty_store(
+    s3_uri: str, serve: Callable[[dict[str, bytes]], RangeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", serve({}).uri)
+    with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL_S3"):
+        open_store(s3_uri).get("key")
+
+
+def test_what_is_no_endpoint_is_named(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "not an endpoint")
+    with pytest.raises(ConfigurationError, match="not an endpoint"):
+        open_store(s3_uri).get("key")
+
+
+def test_nobody_there_is_transient(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_ports(1)[0]}")
+    with pytest.raises(TransientError) as caught:
+        open_store(s3_uri, retry_seconds=0.1).get("key")
+    assert caught.value.exit_code == 74
+    assert isinstance(caught.value, MachineError)
+
+
+def test_credentials_are_asked_for_again(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Keys that end within the quarter of an hour are renewed before each request: never a frozen copy."""
+    keys, script = tmp_path / "secret", tmp_path / "keys.py"
+    ends = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+    script.write_text(
+        f"import json, pathlib; print(json.dumps({{'Version': 1, 'AccessKeyId': {ACCESS_KEY!r}, "
+        f"'SecretAccessKey': pathlib.Path({str(keys)!r}).read_text(), 'Expiration': {ends!r}}}))"
+    )
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {sys.executable} {script}\n")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    store = open_store(s3_uri)
+    keys.write_text(SECRET_KEY)
+    store.put("key", b"x")
+    keys.write_text("revoked")
+    with pytest.raises(RefusedError):
+        store.get("key")
+    keys.write_text(SECRET_KEY)
+    assert store.get("key").data == b"x"
+
+
+@pytest.mark.parametrize("variable", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_the_region_is_that_of_the_environment(
+    s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv(variable, "eu-north-1")
+    open_store(s3_uri).list()
+    assert all("/eu-north-1/s3/aws4_request" in head for head in proxy.heads)
+
+
+def test_a_store_that_takes_only_host_names_is_found(
+    seaweedfs: SeaweedFS, s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def resolve_domain(host: Any, *arguments: Any, **options: Any) -> Any:
+        return resolve("127.0.0.1" if str(host).endswith(DOMAIN) else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_domain)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.uri.replace("127.0.0.1", DOMAIN))
+    proxy.refused = re.compile(rf"^\w+ /{s3_uri.split('/')[2]}")
+    store = open_store(s3_uri)
+    store.put("key", b"x")
+    assert store.get("key").data == b"x"
+    assert f"host: {s3_uri.split('/')[2]}.{DOMAIN}:" in proxy.heads[-1].lower()
+
+
+def test_a_store_that_refuses_boto3s_checksums_is_written_without(s3_uri: str, proxy: FaultProxy) -> None:
+    proxy.refused = re.compile("x-amz-sdk-checksum-algorithm|x-amz-checksum-crc", re.IGNORECASE)
+    store = open_store(s3_uri)
+    store.put("key", b"x")
+    assert store.get("key").data == b"x"
+    assert [entry.key for entry in store.list()] == ["key"]  # nothing of the probe is left
+
+
+def test_a_store_that_gives_back_other_bytes_is_not_written_to(s3_uri: str, proxy: FaultProxy) -> None:
+    proxy.refused = re.compile("x-amz-sdk-checksum-algorithm|x-amz-checksum-crc", re.IGNORECASE)
+    store = open_store(s3_uri)
+    store.list()
+    proxy.faults = [("pass", 0), ("flip", 0)]  # the probe's put without checksum, and its get
+    with pytest.raises(ConfigurationError, match="other bytes"):
+        store.put("key", b"x")
+    proxy.refused = None
+    assert store.list() == []
+
+
+def test_a_store_that_hangs_is_given_up(
+    s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "READ_SECONDS", 0.5)
+    proxy.default = ("stall", 0)
+    start = time.monotonic()
+    with pytest.raises(TransientError):
+        open_store(s3_uri, retry_seconds=0).get("key")
+    assert time.monotonic() - start < 3
+
+
+def test_a_body_that_drips_is_given_up(
+    s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "BODY_SECONDS", 1)
+    store = open_store(s3_uri, retry_seconds=0)
+    store.put("key", bytes(5000))
+    proxy.default = ("drip", 0)
+    start = time.monotonic()
+    with pytest.raises(TransientError):
+        store.get("key")
+    assert 1 < time.monotonic() - start < 5
+
+
+def test_a_slow_upload_may_take_longer_than_a_connection(
+    s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "CONNECT_SECONDS", 0.5)
+    store = open_store(s3_uri, retry_seconds=0)
+    store.put("key", b"x")
+    proxy.faults = [("throttle", 4_000_000)]
+    start = time.monotonic()
+    store.put("key", bytes(8_000_000))
+    assert time.monotonic() - start > 1.5
+    assert store.get("key").data == bytes(8_000_000)
+
+
+ANSWERS = [  # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+    ("NoSuchKey", 404, AbsentError, 65),
+    ("404", 404, ConfigurationError, 78),
+    ("NoSuchBucket", 404, ConfigurationError, 78),
+    ("AccessDenied", 403, RefusedError, 77),
+    ("403", 403, RefusedError, 77),
+    ("InvalidAccessKeyId", 403, RefusedError, 77),
+    ("InvalidToken", 400, RefusedError, 77),
+    ("ExpiredToken", 400, TransientError, 74),
+    ("RequestTimeTooSkewed", 403, MachineError, 74),
+    ("PreconditionFailed", 412, ConflictError, 76),
+    ("ConditionalRequestConflict", 409, TransientError, 74),
+    ("SlowDown", 503, TransientError, 74),
+    ("503", 503, TransientError, 74),
+    ("InternalError", 500, TransientError, 74),
+    ("TooManyRequests", 429, TransientError, 74),
+    ("RequestTimeout", 400, TransientError, 74),
+    ("BadDigest", 400, TransientError, 74),
+    ("PermanentRedirect", 301, ConfigurationError, 78),
+    ("AuthorizationHeaderMalformed", 400, ConfigurationError, 78),
+    ("NotImplemented", 501, TransientError, 74),
+]
+
+
+@pytest.mark.parametrize(("code", "status", "kind", "exit_code"), ANSWERS)
+def test_each_answer_is_of_its_kind(code: str, status: int, kind: type[JobError], exit_code: int) -> None:
+    answer: Any = {
+        "Error": {"Code": code, "Message": "so it is"},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+    error = explain(ClientError(answer, "GetObject"), "s3://bucket/key")
+    assert type(error) is kind
+    assert error.exit_code == exit_code
+    assert "s3://bucket/key" in str(error)

@@ -1,0 +1,48 @@
+from dataclasses import replace
+
+import pytest
+
+from job.errors import UsageError
+from job.settings import DEMO, Cycle, Recipe, parse_cycles
+
+
+def test_cycles_parse_and_print() -> None:
+    assert parse_cycles("200@5e-3, 1@0.5") == (Cycle(200, 0.005), Cycle(1, 0.5))
+    assert parse_cycles(",".join(map(str, Recipe().cycles))) == Recipe().cycles
+    assert Recipe().epochs == 600
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "@5e-3", "3@", "0@5e-3", "-1@5e-3", "3@0", "3@-1", "3@nan", "3@inf", "3@1,", "x@1"]
+)
+def test_cycles_that_make_no_sense_are_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError, match="--cycles"):
+        parse_cycles(text)
+
+
+def test_fingerprint_changes_with_every_field_and_with_nothing_else() -> None:
+    recipe = Recipe()
+    changed = {
+        "depth": 28,
+        "width": 10,
+        "cycles": (Cycle(600, 5e-3),),
+        "batch_size": 128,
+        "weight_decay": 0.0,
+        "mixup_alpha": 0.2,
+        "crop_padding": 0,
+        "holdout": 5000,
+        "seed": 1,
+        "precision": "fp32",
+        "deterministic": False,
+        "data_sha256": "ab",
+    }
+    assert changed.keys() == recipe.to_json().keys()
+    prints = {replace(recipe, **{name: value}).fingerprint for name, value in changed.items()}
+    assert len(prints | {recipe.fingerprint}) == len(changed) + 1
+    assert Recipe().fingerprint == recipe.fingerprint != DEMO.fingerprint
+
+
+def test_differences_name_the_field_and_both_values() -> None:
+    other = replace(Recipe(), batch_size=128).to_json()
+    assert Recipe().differences(other) == {"batch_size": (128, 256)}
+    assert Recipe().differences(Recipe().to_json()) == {}
