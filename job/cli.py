@@ -13,6 +13,7 @@ import click
 
 from job import settings
 from job.errors import JobError, MachineError, PreemptedError
+from job.resume.preemption import Preemption
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -25,6 +26,27 @@ def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Comman
     return click.option(
         name, *declarations, envvar=variable, show_envvar=True, show_default=True, **attributes
     )
+
+
+class Seconds(click.ParamType[float]):
+    """A time as `90`, `90s`, `5m` or `1h`; the command gets seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        """Return the seconds; fail for what is no positive time."""
+        text = str(value)
+        factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+        try:
+            seconds = float(text[:-1]) * factor if factor else float(text)
+        except ValueError:
+            seconds = 0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"{text!r} is no time; write for example 90, 90s or 5m", parameter, context)
+        return seconds
+
+
+SECONDS = Seconds()
 
 
 def recipe_options(command: Command) -> Command:
@@ -118,6 +140,23 @@ def cli(log_format: str) -> None:
 @demo_option
 @cache_option
 @device_option
+@option(
+    "--checkpoint-every",
+    type=SECONDS,
+    default=settings.Placement.checkpoint_every,
+    metavar="TIME",
+    help="Time between checkpoints, such as 60s or 5m.",
+)
+@option(
+    "--storage-budget",
+    type=SECONDS,
+    default=settings.Placement.storage_budget,
+    metavar="TIME",
+    help="How long training goes on while nothing can be saved.",
+)
+@option(
+    "--grace", type=SECONDS, default=30.0, metavar="TIME", help="Time from SIGTERM until the machine is gone."
+)
 @recipe_options
 @click.pass_context
 def train(
@@ -128,16 +167,27 @@ def train(
     demo: bool,
     cache: str,
     device: str,
+    checkpoint_every: float,
+    storage_budget: float,
+    grace: float,
     **values: Any,
 ) -> None:
-    """Fetch the data, train, evaluate and write the score report."""
+    """Fetch the data, train, evaluate and write the score report; go on where an earlier attempt stopped."""
     recipe = _recipe(context, settings.DEMO if demo else settings.Recipe(), values)
     placement = settings.Placement(
-        run, _sources(data, demo), cache, "any" if demo and device == "auto" else device
+        run,
+        _sources(data, demo),
+        cache,
+        checkpoint_every,
+        storage_budget,
+        device="any" if demo and device == "auto" else device,
     )
-    from job.train.job import train as run_job
+    preemption: Preemption = context.obj
+    preemption.grace_seconds = grace
+    with preemption.deferred():  # torn imports leave modules that cannot be used
+        from job.train.job import train as run_job
 
-    report = run_job(recipe, placement)
+    report = run_job(recipe, placement, preemption)
     accuracy, score = report["accuracy"], report["score"]["leaderboard"]["score"]
     click.echo(
         f"accuracy  {accuracy['final']:.4f}  ({accuracy['correct']} of {accuracy['total']} test images)"
@@ -243,14 +293,14 @@ def _sources(data: tuple[str, ...], demo: bool) -> tuple[str, ...]:
 
 def main() -> None:
     """Run the command line and exit with the code of the README's table."""
+    preemption = Preemption(grace_seconds=30)
     try:
-        cli.main(standalone_mode=False)
+        with preemption.installed():
+            cli.main(standalone_mode=False, obj=preemption)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
-        _fail(PreemptedError("interrupted", "Run the same command again"))
-    except JobError as error:
+    except (JobError, PreemptedError) as error:
         _fail(error)
     except OSError as error:
         if error.errno not in FULL:
@@ -262,7 +312,7 @@ def main() -> None:
         )
 
 
-def _fail(error: JobError) -> NoReturn:
+def _fail(error: JobError | PreemptedError) -> NoReturn:
     from job import events
 
     events.stopped(error.message, error.fix, error.exit_code)

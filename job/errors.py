@@ -45,6 +45,12 @@ class PreemptedError(JobError):
     exit_code = 75
 
 
+class FencedError(JobError):
+    """A newer attempt owns the run: this one may neither write nor delete any more."""
+
+    exit_code = 76
+
+
 class PermissionRefusedError(JobError):
     """The store or the file system refuses access. Never taken for "absent"."""
 

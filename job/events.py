@@ -62,6 +62,7 @@ class Progress:
 
     def __init__(self, epochs: int, steps_per_epoch: int) -> None:
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self.done, self.first_epoch = 0, 1
         self.bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> Progress:
@@ -79,7 +80,9 @@ class Progress:
                 transient=True,
             )
             total = self.epochs * self.steps_per_epoch
-            self.task = self.bar.add_task("", total=total, epoch=1, epochs=self.epochs, figures="")
+            self.task = self.bar.add_task(
+                "", total=total, completed=self.done, epoch=self.first_epoch, epochs=self.epochs, figures=""
+            )
             self.bar.start()
         return self
 
@@ -88,6 +91,10 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+    def begin_at(self, epoch: int, step: int) -> None:
+        """Count what earlier attempts did; epoch and step from 0."""
+        self.done, self.first_epoch = epoch * self.steps_per_epoch + step, epoch + 1
 
     def advance(self) -> None:
         """Count a step."""

@@ -109,4 +109,6 @@ class Placement:
     run: str | None  # folder or URI the outputs go to; None: runs/<fingerprint>
     data: tuple[str, ...]  # sources of the archive, tried in turn; empty: the data set's home
     cache: str  # folder the archive is unpacked in
-    device: str  # auto (a GPU), cuda, cpu, or any (a GPU where there is one)
+    checkpoint_every: float = 60.0  # seconds
+    storage_budget: float = 1800.0  # seconds without a successful save before the job gives the machine back
+    device: str = "auto"  # auto (a GPU), cuda, cpu, or any (a GPU where there is one)

@@ -62,13 +62,17 @@ def serve() -> Iterator[Callable[[dict[str, bytes]], RangeServer]]:
 
 
 @pytest.fixture
-def nobody() -> Iterator[Path]:
-    """A folder that can be read and not written by the user the test then runs as (root may do anything)."""
+def nobody(tmp_path: Path) -> Iterator[Path]:
+    """A folder that can be read and not written by the user the test then runs as (root may do anything).
+
+    Make what is needed in `tmp_path` before: this user has no right there.
+    """
     with tempfile.TemporaryDirectory(prefix="micronet-readonly-") as name:
         folder = Path(name)
         (folder / "locked").mkdir()
         (folder / "locked" / "secret").write_bytes(b"secret")
         (folder / "locked" / "secret").chmod(0o000)
+        (folder / "locked" / "closed").mkdir(mode=0o000)
         (folder / "locked").chmod(0o555)
         folder.chmod(0o755)
         user = os.geteuid()
@@ -79,3 +83,4 @@ def nobody() -> Iterator[Path]:
         finally:
             os.seteuid(user)
             (folder / "locked").chmod(0o755)
+            (folder / "locked" / "closed").chmod(0o755)

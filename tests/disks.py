@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TINY_BYTES = 2**20
+LARGEST_FILE_BYTES = 2500
 
 
 @contextlib.contextmanager
 def tiny_disk(folder: Path) -> Iterator[Path]:
-    """Make `folder` a disk of 1 MiB; without the right to mount, a place where no file may be larger."""
+    """Make `folder` a disk of 1 MiB; without the right to mount, let no file be larger than 2,500 bytes."""
     folder.mkdir(parents=True)
     if os.geteuid() == 0 and _mount(folder):
         try:
@@ -25,7 +26,7 @@ def tiny_disk(folder: Path) -> Iterator[Path]:
     else:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (TINY_BYTES, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE_BYTES, limits[1]))
         try:
             yield folder
         finally:

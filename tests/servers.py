@@ -136,7 +136,8 @@ class RangeServer:
     faults: list[tuple[str, int]] = field(default_factory=list)
     served: int = 0
     requests: list[tuple[str, str | None]] = field(default_factory=list)
-    validators: bool = True
+    validators: bool = True  # send ETags
+    lengths: bool = True  # send Content-Length; the end of the connection is the end of the file otherwise
     uri: str = ""
 
     def start(self) -> None:
@@ -150,7 +151,7 @@ class RangeServer:
                 pass
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
 
     def stop(self) -> None:
@@ -170,7 +171,8 @@ class RangeServer:
             handler.send_error(416)
             return
         handler.send_response(206 if start else 200)
-        handler.send_header("Content-Length", str(len(data) - start))
+        if self.lengths:
+            handler.send_header("Content-Length", str(len(data) - start))
         if start:
             handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         if self.validators:

@@ -139,11 +139,11 @@ def _fetch(source: Source, cache: Path) -> Archive:
             error.message = f"{source}: {error.message}"
             raise
         return Archive(path, sha256, str(source))
-    if not path.is_file():
-        raise DataError(
-            f"there is no file {path}", "Name an archive in the format of cifar-100-python.tar.gz"
-        )
     try:
+        if not path.is_file():
+            raise DataError(
+                f"there is no file {path}", "Name an archive in the format of cifar-100-python.tar.gz"
+            )
         sha256 = sha256_of(path)
     except OSError as error:
         raise explain(error, path) from error

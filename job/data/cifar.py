@@ -65,7 +65,8 @@ def statistics(dataset: Dataset) -> tuple[Channels, Channels]:
     """Return mean and standard deviation per channel, pixels counted from 0 to 1.
 
     CIFAR-100's are the constants above; another set's are those of its training images (population),
-    summed in integers and so the same everywhere. A channel of one colour has deviation 1, so that it normalises to zeros.
+    summed in integers and so the same everywhere. A channel of one colour has deviation 1, so that it
+    normalises to zeros.
     """
     if dataset.sha256 == CIFAR100_SHA256:
         return CIFAR100_MEAN, CIFAR100_STD

@@ -30,15 +30,15 @@ SEED = 2019
 SIDE = 32  # pixels, as CIFAR-100
 TRAIN_PER_CLASS = 100
 TEST_PER_CLASS = 20
-RADIUS = (7.0, 10.0)  # pixels; below 7 the corners of a square are hard to tell from a circle
-MARGIN = 1.0  # pixels, at least, between a shape and the border: none is drawn cut
+RADIUS = (6.0, 9.0)  # pixels; a star's points reach 1.17 times as far, to tell it from a triangle
+MARGIN = 2.0  # pixels, at least, from the radius to the border: no shape is drawn cut
 HUE_STEP = 36.0  # degrees from one hue to the next
-HUE_JITTER = 6.0  # degrees either way; the recipe's lighting adds up to 11 (of the 18 to the next hue)
-SATURATION = (0.75, 1.0)
-VALUE = (0.65, 1.0)
+HUE_JITTER = 6.0  # degrees either way; the recipe's lighting adds up to 9.5, and 18 is half way
+SATURATION = (0.6, 1.0)  # this and VALUE keep a classifier from reading a shape's area off its mean colour
+VALUE = (0.5, 1.0)
 GROUND = (0.1, 0.9)  # grey, so that the only hue in an image is its shape's
 GRADIENT = 0.15  # of grey, from the middle to the border, at most
-NOISE = 0.1  # either way, for each pixel and channel
+NOISE = 0.15  # either way, for each pixel and channel
 
 HUES = ("red", "orange", "lime", "green", "mint", "cyan", "azure", "indigo", "purple", "pink")
 
@@ -58,12 +58,12 @@ def _star(u: Pixels, v: Pixels) -> Pixels:
 SHAPES: dict[str, Shape] = {
     "circle": lambda u, v: 1 - _norm(u, v),
     "ring": lambda u, v: 0.2 - abs(_norm(u, v) - 0.8),
-    "square": lambda u, v: 0.8 - np.maximum(abs(u), abs(v)),
+    "square": lambda u, v: 0.71 - np.maximum(abs(u), abs(v)),
     "triangle": lambda u, v: 0.55 - np.maximum(v, 0.8660254 * abs(u) - 0.5 * v),
     "star": _star,
     "cross": lambda u, v: np.minimum(0.25 - np.minimum(abs(u), abs(v)), 0.95 - np.maximum(abs(u), abs(v))),
-    "bar": lambda u, v: np.minimum(0.3 - abs(u), 1 - abs(v)),
-    "pair": lambda u, v: 0.42 - _norm(u, abs(v) - 0.58),
+    "bar": lambda u, v: np.minimum(0.22 - abs(u), 1 - abs(v)),
+    "pair": lambda u, v: 0.38 - _norm(u, abs(v) - 0.62),
     "crescent": lambda u, v: np.minimum(1 - _norm(u, v), _norm(u, v - 0.5) - 0.75),
     "target": lambda u, v: np.maximum(0.36 - _norm(u, v), 0.17 - abs(_norm(u, v) - 0.83)),
 }

@@ -7,8 +7,10 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 from job import events
 from job.data.remote import Remote, open_remote
@@ -22,6 +24,8 @@ FIRST_PAUSE_SECONDS = 0.5
 
 PROGRESS_SECONDS = 5
 MAX_ARCHIVE_BYTES = 8 * 2**30
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,41 +48,54 @@ def download(uri: str, name: str, sha256: str | None, size: int | None, cache: P
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        work = _Download(uri, name, size, cache)
-        with exclusive(work.lock):
-            return work.run(sha256)
+        stem = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        with exclusive(cache / f".{stem}.lock"):
+            return _Download(uri, name, size, cache, stem).run(sha256)
     except OSError as error:
         raise explain(error, cache) from error
 
 
 class _Download:
-    """One URI's files in the cache: the partial download, its record and the lock on both."""
+    """One URI's partial file in the cache and the record of it; the caller holds the lock on both."""
 
-    def __init__(self, uri: str, name: str, size: int | None, cache: Path) -> None:
-        stem = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    def __init__(self, uri: str, name: str, size: int | None, cache: Path, stem: str) -> None:
         self.uri, self.name, self.stated_size, self.cache = uri, name, size, cache
         self.partial = cache / f"{stem}.partial"
         self.note = cache / f"{stem}.json"
-        self.lock = cache / f".{stem}.lock"
         self.record = self._read_record()
 
     def run(self, sha256: str | None) -> tuple[Path, str]:
         if sha256 and self._is_kept(sha256):
             return self._kept(sha256), sha256
-        self.record = self._read_record()  # another process may have written it before we got the lock
-        if not sha256 and self._is_unchanged():
+        if not sha256 and self.record.sha256 and self._patiently(self._is_unchanged):
             return self._kept(self.record.sha256), self.record.sha256
-        self._fill()
+        self._patiently(self._fill)
         found = sha256_of(self.partial)
         if sha256 not in (None, found):
-            self._forget()
-            raise DataError(
-                f"its SHA-256 is {found}, not {sha256}", "Name another source, or correct the hash"
-            )
+            self._refuse(f"its SHA-256 is {found}, not {sha256}")
+        if self.stated_size not in (None, self._have()):
+            self._refuse(f"it has {self._have()} bytes, not {self.stated_size}")
         self.partial.replace(self._kept(found))
         self.record.sha256 = found
         self._write_record()
         return self._kept(found), found
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Repeat `action` after a TransientError while it brings new bytes, else FRUITLESS_TRIES times."""
+        fruitless, furthest = 0, self._have()
+        while True:
+            try:
+                return action()
+            except TransientError as error:
+                fruitless = 0 if self._have() > furthest else fruitless + 1
+                furthest = max(furthest, self._have())
+                if fruitless == FRUITLESS_TRIES:
+                    raise
+                pause = FIRST_PAUSE_SECONDS * 2**fruitless
+                events.warn(
+                    "download_interrupted", source=self.name, reason=error.message, pause_seconds=pause
+                )
+                time.sleep(pause)
 
     def _kept(self, sha256: str) -> Path:
         return self.cache / f"{sha256}.archive"
@@ -95,54 +112,39 @@ class _Download:
 
     def _is_unchanged(self) -> bool:
         """Without a stated hash the cached copy is only right while the source still has the same version."""
-        if not self.record.sha256 or not self.record.version:
-            return False
         with open_remote(self.uri) as remote:
-            if (remote.version, remote.size) != (self.record.version, self.record.size):
+            if remote.version is None or remote.version != self.record.version:
                 return False
         return self._is_kept(self.record.sha256)
 
     def _fill(self) -> None:
         """Append to the partial file until it is whole."""
-        fruitless, furthest = 0, self._have()
-        while self.record.size is None or self._have() != self.record.size:
-            try:
-                with open_remote(self.uri, self._have(), self.record.version) as remote:
-                    self._begin(remote)
-                    self._append(remote)
-                if remote.size is None:
-                    return
-                if self._have() < remote.size:
-                    raise TransientError(f"cut after {self._have()} of {remote.size} bytes", "Try later")
-            except TransientError as error:
-                fruitless = 0 if self._have() > furthest else fruitless + 1
-                furthest = max(furthest, self._have())
-                if fruitless == FRUITLESS_TRIES:
-                    raise
-                pause = FIRST_PAUSE_SECONDS * 2**fruitless
-                events.warn(
-                    "download_interrupted", source=self.name, reason=error.message, pause_seconds=pause
-                )
-                time.sleep(pause)
+        if self.partial.exists() and self._have() == self.record.size:
+            return
+        with open_remote(self.uri, self._have(), self.record.version) as remote:
+            self._check_offer(remote)
+            if remote.offset == 0:
+                self.partial.write_bytes(b"")
+            self.record = _Record(remote.version, remote.size)
+            self._write_record()
+            self._append(remote)
+        if remote.size is not None and self._have() < remote.size:
+            raise TransientError(f"cut after {self._have()} of {remote.size} bytes", "Try later")
 
-    def _begin(self, remote: Remote) -> None:
-        """Check what is offered before any of it is written."""
-        if remote.size is not None:
-            if self.stated_size not in (None, remote.size):
-                self._forget()
-                raise DataError(f"it has {remote.size} bytes, not {self.stated_size}", "Name another source")
-            if remote.size > MAX_ARCHIVE_BYTES:
-                raise DataError(f"its {remote.size} bytes are more than the {MAX_ARCHIVE_BYTES} allowed")
-            needed, free = remote.size - remote.offset, shutil.disk_usage(self.cache).free
-            if needed > free:
-                raise MachineError(
-                    f"{self.cache} has {free} bytes free and the download needs {needed}",
-                    "Free some, or choose a folder on another disk with --cache",
-                )
-        if remote.offset == 0:
-            self.partial.write_bytes(b"")
-        self.record = _Record(remote.version, remote.size)
-        self._write_record()
+    def _check_offer(self, remote: Remote) -> None:
+        """Refuse what cannot be right, or cannot be held, before any of it is written."""
+        if remote.size is None:
+            return
+        if self.stated_size not in (None, remote.size):
+            self._refuse(f"it has {remote.size} bytes, not {self.stated_size}")
+        if remote.size > MAX_ARCHIVE_BYTES:
+            self._refuse(f"its {remote.size} bytes are more than the {MAX_ARCHIVE_BYTES} allowed")
+        needed, free = remote.size - remote.offset, shutil.disk_usage(self.cache).free
+        if needed > free:
+            raise MachineError(
+                f"{self.cache} has {free} bytes free and the download needs {needed}",
+                "Free some, or choose a folder on another disk with --cache",
+            )
 
     def _append(self, remote: Remote) -> None:
         done, start, reported = remote.offset, time.monotonic(), time.monotonic()
@@ -150,8 +152,8 @@ class _Download:
             for chunk in remote.chunks:
                 file.write(chunk)
                 done += len(chunk)
-                if done > (remote.size or MAX_ARCHIVE_BYTES):
-                    raise DataError(f"it gives more than {remote.size or MAX_ARCHIVE_BYTES} bytes")
+                if done > MAX_ARCHIVE_BYTES:
+                    self._refuse(f"it gives more than the {MAX_ARCHIVE_BYTES} bytes allowed")
                 if time.monotonic() - reported >= PROGRESS_SECONDS:
                     reported = time.monotonic()
                     rate = (done - remote.offset) / (reported - start)
@@ -167,9 +169,10 @@ class _Download:
     def _have(self) -> int:
         return self.partial.stat().st_size if self.partial.exists() else 0
 
-    def _forget(self) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         self.partial.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
+        raise DataError(reason, "Name another source, or correct what is stated of this one")
 
     def _read_record(self) -> _Record:
         with contextlib.suppress(FileNotFoundError, ValueError, TypeError):

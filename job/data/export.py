@@ -44,9 +44,11 @@ def export(dataset: Dataset, target: Path) -> None:
 def _check_name(name: str) -> None:
     """Class names come from the archive and must not lead out of the folder."""
     if name.startswith(".") or any(character in name for character in "/\\\0"):
-        raise DataError(f"the class name {name!r:.80} cannot be a folder's", "Rename the class in the archive")
+        raise DataError(f"the class name {name!r:.80} cannot be a folder's", "Rename it in the archive")
     if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
-        raise DataError(f"the class name {name[:40]!r}... is too long for a folder")
+        raise DataError(
+            f"the class name {name[:40]!r}... is too long for a folder", "Shorten it in the archive"
+        )
 
 
 def _write(split: Split, classes: tuple[str, ...], folder: Path) -> None:

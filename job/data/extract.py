@@ -56,6 +56,8 @@ def extract(archive: Path, target: Path) -> None:
 def _safe_members(tar: tarfile.TarFile, target: Path) -> Iterator[tarfile.TarInfo]:
     total = 0
     for count, member in enumerate(tar, start=1):
+        if member.size < 0:
+            raise DataError(f"{member.name!r:.100} in it has no size")
         total += member.size
         if count > MAX_MEMBERS:
             raise DataError(f"it holds more than {MAX_MEMBERS} files")

@@ -60,7 +60,7 @@ def _open_http(uri: str, offset: int, version: str | None) -> Iterator[Remote]:
     try:
         response = requests.get(uri, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS))
     except requests.exceptions.InvalidURL as error:
-        raise DataError(f"not a valid address ({error})") from error
+        raise DataError("not a valid address", "Correct it") from error
     except requests.RequestException as error:
         raise TransientError(f"no answer ({_cause(error)})", "Check the network, or try later") from error
     with response:
@@ -93,7 +93,7 @@ def _extent(response: requests.Response, offset: int) -> tuple[int, int | None]:
         return 0, int(length) if length.isdigit() else None
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if not match or int(match[1]) != offset:
-        raise DataError("the server answers with another range than it was asked for")
+        raise DataError("the server answers with another range than was asked for", "Name another source")
     return offset, None if match[2] == "*" else int(match[2])
 
 

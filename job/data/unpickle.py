@@ -37,7 +37,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_PICKLE_BYTES:
             raise _unreadable(path, f"{size} bytes are more than the {MAX_PICKLE_BYTES} allowed")
-        content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        return _dictionary(_Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load())
     except OSError as error:
         raise explain(error, path) from error
     except DataError as error:
@@ -46,9 +46,6 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise _unreadable(path, "it asks for more memory than there is") from None
     except Exception as error:  # a damaged pickle can raise nearly anything, by design of the format
         raise _unreadable(path, f"not a pickle, or damaged ({type(error).__name__}: {error})") from error
-    if type(content) is not dict:
-        raise _unreadable(path, f"it holds a {type(content).__name__}, not a dictionary")
-    return {_text(key): value.array if isinstance(value, _Array) else value for key, value in content.items()}
 
 
 def _unreadable(path: Path, reason: str) -> DataError:
@@ -56,6 +53,12 @@ def _unreadable(path: Path, reason: str) -> DataError:
     return DataError(
         f"cannot read {name}: {reason}", "Use an archive in the format of cifar-100-python.tar.gz"
     )
+
+
+def _dictionary(content: Any) -> dict[str, Any]:
+    if type(content) is not dict:
+        raise DataError(f"it holds a {type(content).__name__}, not a dictionary")
+    return {_text(key): value.array if isinstance(value, _Array) else value for key, value in content.items()}
 
 
 def _text(key: Any) -> str:

@@ -20,7 +20,7 @@ Count = Callable[[Operation], tuple[int, int] | None]
 
 
 def writeup(graph: Graph) -> Tally:
-    """Count the convolutions, the linear layers without their biases and the average pools."""
+    """Count the convolutions and linear layers without their biases, and the average pools."""
     return _tally(graph, ("conv", "linear", "pool"), _writeup_count)
 
 
@@ -56,10 +56,10 @@ def _writeup_count(operation: Operation) -> tuple[int, int] | None:
     if row is None or row.kind not in ("conv", "linear", "pool"):
         return None
     terms = row.cost(operation, f.dense)
-    if row.kind == "linear":
-        if all(operand.is_activation for operand in operation.reads):
-            return None  # a product of two activations is no layer
-        terms = terms[:2]  # the dot products; the bias comes after them
+    if row.kind == "linear" and all(operand.is_activation for operand in operation.reads):
+        return None  # a product of two activations is no layer
+    if row.kind != "pool":
+        terms = terms[:2]  # the dot products, without biases
     multiplications = sum(term.multiplications for term in terms)
     additions = sum(term.additions for term in terms)
     if row.kind == "pool":

@@ -4,7 +4,8 @@
      "activations": {"block*": 4, "*": {"bits": 8, "sign_bit": true}}}
 
 Patterns are those of a shell, over the names in the state dict and over the paths of layers; the first that
-fits holds. `scales` are further 32-bit values kept with the tensor. An activation pattern says how wide the
+fits holds. `scales` are further 32-bit values kept with the tensor; `block`, for example [4, 4], is the size
+of the blocks that are zero or kept whole, of the matrix of filters. An activation pattern says how wide the
 activations are that a layer's operations read; `sign_bit` that the format has one of its own, which int8,
 as a two's complement, has not. A value of 1 bit stands for -1 or +1.
 """
@@ -12,10 +13,11 @@ as a two's complement, has not. A value of 1 bit stands for -1 or +1.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 from job.errors import UsageError
 
@@ -30,10 +32,14 @@ class Width:
 
 @dataclass(frozen=True)
 class ValueBits:
-    """Bits of each value of a stored tensor, and the number of 32-bit scales kept with it."""
+    """Bits of each value of a stored tensor, the number of 32-bit scales, and the sides of its blocks."""
 
     bits: int
     scales: int = 0
+    block: tuple[int, ...] = ()
+
+
+Bits = TypeVar("Bits", ValueBits, Width)
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class Declared:
         if not isinstance(document, dict) or document.keys() - {"parameters", "activations"}:
             raise UsageError("--bits: expected an object with `parameters` and `activations`")
         return cls(
-            tuple(_entries(document, "parameters", ValueBits, {"scales": int})),
-            tuple(_entries(document, "activations", Width, {"sign_bit": bool})),
+            tuple(_entries(document, "parameters", _value_bits)),
+            tuple(_entries(document, "activations", _width)),
         )
 
     def value(self, name: str) -> ValueBits | None:
@@ -79,18 +85,41 @@ class Declared:
                     )
 
 
-def _entries(document: dict[str, Any], section: str, make: Any, extras: dict[str, type]) -> Iterable[Any]:
+def _entries(
+    document: dict[str, Any], section: str, read: Callable[[dict[str, Any]], Bits]
+) -> Iterator[tuple[str, Bits]]:
     entries = document.get(section, {})
     if not isinstance(entries, dict):
         raise UsageError(f"--bits: `{section}` is not an object of patterns")
     for pattern, value in entries.items():
-        fields = value if isinstance(value, dict) else {"bits": value}
-        bits = fields.get("bits")
-        known = {"bits": int, **extras}
-        typed = all(type(fields[key]) is known.get(key) for key in fields)
-        if not typed or not isinstance(bits, int) or not 1 <= bits <= 32 or fields.get("scales", 0) < 0:
+        try:
+            yield pattern, read(dict(value) if isinstance(value, dict) else {"bits": value})
+        except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
-                f"--bits: {section} {pattern!r}: {value!r} is no width",
-                f"Write 1 to 32, or an object with `bits` and `{next(iter(extras))}`",
-            )
-        yield pattern, make(**fields)
+                f"--bits: {section} {pattern!r}: {json.dumps(value)} is no width",
+                "Write the bits, 1 to 32, or an object with `bits` and what goes with them",
+            ) from error
+
+
+def _value_bits(fields: dict[str, Any]) -> ValueBits:
+    block = fields.pop("block", [])
+    if not isinstance(block, list) or len(block) not in (0, 2):
+        raise ValueError(block)
+    result = ValueBits(**fields, block=tuple(_whole(side, 1) for side in block))
+    _whole(result.bits, 1, 32)
+    _whole(result.scales, 0)
+    return result
+
+
+def _width(fields: dict[str, Any]) -> Width:
+    result = Width(**fields)
+    _whole(result.bits, 1, 32)
+    if not isinstance(result.sign_bit, bool):
+        raise ValueError(result.sign_bit)
+    return result
+
+
+def _whole(value: object, low: int, high: float = math.inf) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(value)
+    return value

@@ -47,8 +47,11 @@ def check(graph: Graph) -> int:
 def _is_counted(call: Call) -> bool:
     if type(call.module) not in COUNTED or len(call.input_shapes) != 1:
         return False
-    dimensions = {nn.Conv2d: 4, nn.Linear: 2, nn.AvgPool2d: 4, nn.MaxPool2d: 4}.get(type(call.module))
-    return dimensions is None or len(call.input_shapes[0]) == dimensions
+    shape = call.input_shapes[0]
+    dimensions = {nn.Conv2d: 4, nn.Linear: 2, nn.AvgPool2d: 4, nn.MaxPool2d: 4}.get(
+        type(call.module), len(shape)
+    )
+    return len(shape) == dimensions and shape[0] == 1  # its "MAdd" is that of one image, however many
 
 
 def _theirs(call: Call) -> tuple[int, int]:

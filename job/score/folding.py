@@ -4,11 +4,13 @@
   addition an element as that convolution's bias, one parameter a channel.
 - A multiplication by a constant after a convolution with no other consumer: nothing is left.
 
-A convolution whose weight several calls share can absorb only what follows every one of them.
+A convolution whose weight several calls share can absorb only what follows every one of them, and one whose
+weight is quantised nothing: times a factor a channel, its values would not be of so few levels any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from job.score.graph import Graph, Operand, Operation
@@ -22,13 +24,13 @@ class Folding:
     shift_of: dict[int, Operation]
 
 
-def fold(graph: Graph) -> Folding:
-    """Find what folds into the convolutions of `graph`."""
+def fold(graph: Graph, absorbs: Callable[[Operand], bool]) -> Folding:
+    """Find what folds into the convolutions of `graph` whose weight `absorbs` a factor."""
     consumers = graph.consumers()
     followers: dict[int, list[Operation]] = {}  # of each convolution, what it would absorb, in order
     convolution_of: dict[int, int] = {}  # by the operation whose result is the (folded) convolution's
     for operation in graph.operations:
-        if operation.name == "aten.convolution":
+        if operation.name == "aten.convolution" and absorbs(operation["weight"]):
             followers[operation.index] = []
             convolution_of[operation.index] = operation.index
             continue

@@ -14,6 +14,7 @@ class Term:
     """So many multiplications and additions between `inputs`, the widest of which decides their bits.
 
     Without inputs they are between 32-bit values: accumulators, intermediate results, Python numbers.
+    Where an operator has dot products, their multiplications and additions are its first two terms.
     """
 
     multiplications: int = 0

@@ -88,6 +88,11 @@ class Graph:
     calls: tuple[Call, ...]
     parameters: tuple[Stored, ...]  # every parameter of the model, whether read or not
 
+    def stored_names(self) -> list[str]:
+        """Return the name of every stored tensor, parameters first, each once."""
+        read = (stored.name for op in self.operations for operand in op.reads for stored in operand.stored)
+        return list(dict.fromkeys([*(stored.name for stored in self.parameters), *read]))
+
     def consumers(self) -> dict[int, list[int]]:
         """Return, for each producer, the operations that read its result; returning it counts as one."""
         readers: dict[int, list[int]] = {}

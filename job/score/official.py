@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 
 from job.score.folding import Folding, fold
 from job.score.formulas import Term
-from job.score.graph import Graph, Operand, Operation
-from job.score.operations import TABLE
-from job.score.storage import Storage
+from job.score.graph import Graph, Operation
+from job.score.operations import TABLE, is_counted
+from job.score.permutations import shuffles
+from job.score.storage import FREEBIE_BITS, Storage
 from job.score.tally import Line, Tally, Values
+from job.score.values import stored_values
 
 
 def official(graph: Graph, storage: Storage) -> Tally:
@@ -18,75 +19,47 @@ def official(graph: Graph, storage: Storage) -> Tally:
 
     Operators without a row are left out; whoever calls has refused or listed them.
     """
-    folding = fold(graph)
+    folding = fold(graph, storage.absorbs)
+    shuffled = shuffles(graph)
     left = [operation for operation in graph.operations if operation.index not in folding.gone]
-    lines = (line for operation in left for line in _line(operation, folding, storage))
-    return Tally((), tuple(lines), tuple(_values(left, folding, storage)))
+    lines = [_line(operation, folding, storage) for operation in left if is_counted(operation.name)]
+    lines += [_shuffle(graph.operations[index], storage) for index in shuffled]
+    matrices = {size: _matrix(graph.operations[index], size, storage) for index, size in shuffled.items()}
+    return Tally((), tuple(lines), (*stored_values(left, folding, storage), *matrices.values()))
 
 
-def _line(operation: Operation, folding: Folding, storage: Storage) -> Iterator[Line]:
-    row = TABLE.get(operation.name)
-    if row is None or row.kind == "move":
-        return
+def _line(operation: Operation, folding: Folding, storage: Storage) -> Line:
+    row = TABLE[operation.name]
     terms = row.cost(operation, storage.is_sparse)
     if operation.index in folding.shift_of and operation["bias"] is None:
         terms.append(Term(additions=operation.output.numel))  # the batch norm's shift is its bias now
+    has_weight = any(not operand.is_activation for operand in operation.reads)
+    kind = "matmul" if row.kind == "linear" and not has_weight else row.kind
+    return _weighed(operation, kind, terms, storage)
+
+
+def _shuffle(operation: Operation, storage: Storage) -> Line:
+    terms = [Term(multiplications=operation.output.numel, inputs=operation.reads)]
+    return _weighed(operation, "permutation", terms, storage)
+
+
+def _matrix(operation: Operation, size: int, storage: Storage) -> Values:
+    """Return a permutation's sparse matrix: `size` ones, and the bitmask that says where they are."""
+    ones = size * (FREEBIE_BITS if storage.freebie else 32)
+    return Values(operation.layer, f"{operation.layer}.permutation".lstrip("."), Fraction(ones + size**2, 32))
+
+
+def _weighed(operation: Operation, kind: str, terms: list[Term], storage: Storage) -> Line:
     counted = sum(
         term.multiplications * storage.multiplication_bits(operation, term)
         + term.additions * storage.addition_bits(operation, term)
         for term in terms
     )
-    yield Line(
+    return Line(
         operation.layer,
-        row.kind if row.kind != "linear" or _has_weight(operation) else "matmul",
+        kind,
         operation.name,
         sum(term.multiplications for term in terms),
         sum(term.additions for term in terms),
         Fraction(counted, 32),
     )
-
-
-def _has_weight(operation: Operation) -> bool:
-    return any(not operand.is_activation for operand in operation.reads)
-
-
-def _values(operations: list[Operation], folding: Folding, storage: Storage) -> Iterator[Values]:
-    """Yield each stored value once, under the layer that reads it first."""
-    seen: set[object] = set()
-    for operation in operations:
-        for key, values in _read_values(operation, folding, storage):
-            if key not in seen:
-                seen.add(key)
-                yield values
-
-
-def _read_values(operation: Operation, folding: Folding, storage: Storage) -> Iterator[tuple[object, Values]]:
-    """Yield what `operation` needs stored, each with a key that is the same for the same values."""
-    layer = operation.layer
-    if operation.is_standing_batch_norm:  # x * scale + shift, whatever the statistics and the affine were
-        each = _channel_values(operation, storage)
-        yield ("scale", _identity(operation)), Values(layer, f"{layer}.scale", each)
-        yield ("shift", _identity(operation)), Values(layer, f"{layer}.shift", each)
-        return
-    shift = folding.shift_of.get(operation.index)
-    for operand in operation.reads:
-        if shift is None or operand is not operation["bias"]:
-            for stored in operand.stored:
-                yield id(stored), Values(layer, stored.name, storage.parameters(stored))
-    if shift is not None:
-        yield (
-            ("shift", _identity(operation)),
-            Values(layer, f"{shift.layer}.shift", _channel_values(shift, storage)),
-        )
-
-
-def _identity(operation: Operation) -> tuple[int, ...]:
-    return tuple(id(stored) for operand in operation.reads for stored in operand.stored)
-
-
-def _channel_values(batch_norm: Operation, storage: Storage) -> Fraction:
-    """Return what one value a channel counts, at the bits of the affine (or else the statistics)."""
-    affine = [batch_norm[name] for name in ("weight", "bias") if batch_norm[name] is not None]
-    operands: list[Operand] = affine or [batch_norm["running_mean"], batch_norm["running_var"]]
-    bits = max(storage.bits(stored) for operand in operands for stored in operand.stored)
-    return Fraction(batch_norm["input"].shape[1] * bits, 32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from job.score import formulas as f
+from job.score import quantised as q
 from job.score import reductions as r
 
 
@@ -31,33 +32,30 @@ def _row(names: str, kind: str, cost: f.Formula, rule: str, namespace: str = "at
 
 
 DOT = "COUNTER: a dot product of n terms is n multiplications and n - 1 additions, a bias one addition more"
+ATTENTION = "Definition: softmax(Q K^T * scale + mask) V; dot products as above, the softmax as below"
 
-_row("convolution _convolution", "conv", f.convolution, DOT)
-_row("linear", "linear", f.linear, DOT)
+_row("convolution", "conv", f.convolution, DOT)
 _row("mm bmm", "linear", f.matrix_product("self", "mat2"), DOT)
 _row("addmm", "linear", f.matrix_product("mat1", "mat2", "self"), DOT)
 _row("baddbmm", "linear", f.matrix_product("batch1", "batch2", "self"), DOT)
 _row("mv", "linear", f.matrix_product("self", "vec"), DOT)
 _row("addmv", "linear", f.matrix_product("mat", "vec", "self"), DOT)
-_row("dot vdot", "linear", f.matrix_product("self", "tensor"), DOT)
+_row("dot", "linear", f.matrix_product("self", "tensor"), DOT)
 
-_ATTENTION = """
-_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
-_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math
-"""
-_row(_ATTENTION, "attention", f.attention, "Definition: softmax(Q K^T * scale + mask) V, each step as below")
+_ATTENTION = "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu"
+_row(_ATTENTION, "attention", f.attention, ATTENTION)
 
 MEAN = "COUNTER: a mean of n values is n - 1 additions and one multiplication"
 SUM = "COUNTER: adding n values is n - 1 additions"
 COMPARISON = "A comparison is a subtraction: one addition"
 
 _row("mean", "pool", r.mean, MEAN)
-_row("avg_pool1d avg_pool2d avg_pool3d", "pool", r.window_mean, MEAN)
+_row("avg_pool2d avg_pool3d", "pool", r.window_mean, MEAN)
 _row("_adaptive_avg_pool2d _adaptive_avg_pool3d", "pool", r.adaptive_mean, MEAN)
-_row("max_pool1d max_pool2d max_pool3d quantized_max_pool2d", "max pool", r.window_maximum, COMPARISON)
-_row("max_pool2d_with_indices max_pool3d_with_indices", "max pool", r.window_maximum, COMPARISON)
+_POOLS = "max_pool2d_with_indices max_pool3d_with_indices quantized_max_pool2d"
+_row(_POOLS, "max pool", r.window_maximum, COMPARISON)
 _row("adaptive_max_pool2d adaptive_max_pool3d", "max pool", r.adaptive_maximum, COMPARISON)
+_row("prod", "reduction", r.product, "As SUM, with multiplications")
 _row("sum", "reduction", r.total, SUM)
 _row("cumsum", "reduction", r.running_total, SUM)
 _row("max min amax amin argmax argmin", "reduction", r.maximum, COMPARISON)
@@ -68,12 +66,11 @@ _row("linalg_vector_norm norm", "reduction", r.vector_norm, "Definition: (sum of
 STANDING = "x * a + b, a and b known ahead of time; COUNTER has only folded ones (see folding.py)"
 NORMALISED = "Definition: (x - mean) / sqrt(variance + eps) * weight + bias"
 
-_row("native_batch_norm cudnn_batch_norm miopen_batch_norm", "norm", r.batch_norm, STANDING)
+_row("native_batch_norm", "norm", r.batch_norm, STANDING)
 _row("_native_batch_norm_legit_no_training", "norm", r.batch_norm, STANDING)
 _row("_native_batch_norm_legit", "norm", r.batch_norm, NORMALISED)
 _row("native_layer_norm", "norm", r.layer_norm, NORMALISED)
 _row("native_group_norm", "norm", r.group_norm, NORMALISED)
-_row("_fused_rms_norm", "norm", r.rms_norm, "Definition: x / sqrt(mean(x^2) + eps) * weight")
 
 RELU = "COUNTER: a ReLU is one multiplication an element, so that the freebie covers it"
 CLAMP = "A ReLU with other bounds: as COUNTER's ReLU"
@@ -83,8 +80,8 @@ SWISH = "COUNTER: x / (1 + exp(-x)) is 3 multiplications and one addition"
 FUNCTION = "RULES: a transcendental function is one operation; as in COUNTER's sigmoid a multiplication"
 
 _row("relu", "relu", f.each(1, 0), RELU)
-_row("hardtanh clamp clamp_min clamp_max relu6 threshold", "relu", f.each(1, 0), CLAMP)
-_row("leaky_relu prelu _prelu_kernel rrelu_with_noise", "relu", f.each(2, 0), SLOPED)
+_row("hardtanh clamp clamp_min clamp_max threshold", "relu", f.each(1, 0), CLAMP)
+_row("leaky_relu _prelu_kernel", "relu", f.each(2, 0), SLOPED)
 _row("sigmoid", "activation", f.composed(2, 1), SIGMOID)
 _row("silu", "activation", f.composed(3, 1), SWISH)
 _row("hardsigmoid", "activation", f.composed(2, 1), "Definition: relu6(x + 3) * 1/6")
@@ -95,8 +92,8 @@ _row("softplus", "activation", f.composed(2, 1), "Definition: log(1 + exp(x))")
 _row("log_sigmoid_forward", "activation", f.composed(2, 1), "Definition: -log(1 + exp(-x))")
 _row("mish", "activation", f.composed(4, 1), "Definition: x * tanh(log(1 + exp(x)))")
 _row("glu", "activation", f.composed(3, 1), "Definition: x * sigmoid(y), " + SIGMOID)
-_row("_softmax _safe_softmax softmax", "softmax", f.softmax, "Definition: exp(x) / sum(exp(x))")
-_row("_log_softmax log_softmax", "softmax", f.log_softmax, "Definition: x - log(sum(exp(x)))")
+_row("_softmax _safe_softmax", "softmax", f.softmax, "Definition: exp(x) / sum(exp(x))")
+_row("_log_softmax", "softmax", f.log_softmax, "Definition: x - log(sum(exp(x)))")
 _row("logsumexp", "softmax", r.log_sum_exp, "Definition: log(sum(exp(x)))")
 _FUNCTIONS = """
 exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh
@@ -104,14 +101,13 @@ atanh erf erfc
 """
 _row(_FUNCTIONS, "activation", f.each(1, 0), FUNCTION)
 _row("pow", "activation", f.power, FUNCTION + "; x^n for n of 2 to 4 is n - 1 multiplications")
-_row("square", "multiply", f.each(1, 0), "Definition: x * x")
 
 ADDITION = "COUNTER, Add: one addition an element"
 PRODUCT = "COUNTER, Scale: one multiplication an element; a division is one too, as in its GlobalAvg"
 BITWISE = "RULES: a bitwise operation is one operation; an addition here, which no freebie halves"
 
 _row("add sub rsub", "add", f.sum_of_two, ADDITION)
-_row("mul multiply", "multiply", f.each(1, 0), PRODUCT)
+_row("mul", "multiply", f.each(1, 0), PRODUCT)
 _row("div reciprocal", "multiply", f.each(1, 0), PRODUCT)
 _row("addcmul addcdiv", "multiply", f.each(2, 1), PRODUCT + "; self + value * a * b")
 _row("lerp", "multiply", f.each(1, 2), "Definition: a + weight * (b - a)")
@@ -130,30 +126,73 @@ _row("upsample_bicubic2d", "interpolation", f.each(16, 15), WEIGHTED)
 
 PERMUTED = "RULES, FAQ: a permutation is the product with a sparse matrix: one multiplication a value"
 
-_row("channel_shuffle native_channel_shuffle", "permutation", f.each(1, 0), PERMUTED)
+_row("channel_shuffle", "permutation", f.each(1, 0), PERMUTED)
 _row("index index_select gather take", "permutation", f.each(1, 0), PERMUTED)
 
 MOVED = "No arithmetic: values are named anew, or copied in an order that strides describe"
 
 _MOVES = """
-alias as_strided cat chunk clone constant_pad_nd contiguous copy detach diagonal embedding expand flip
-im2col lift_fresh narrow permute pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d
-reflection_pad3d repeat replication_pad1d replication_pad2d replication_pad3d reshape roll select
-select_scatter slice slice_scatter split split_with_sizes squeeze stack t transpose unbind unfold unsqueeze
-upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
-_upsample_nearest_exact2d _upsample_nearest_exact3d view _reshape_alias _unsafe_view view_as
+alias as_strided cat clone constant_pad_nd copy detach diagonal embedding expand flip im2col lift_fresh
+permute pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d repeat
+replication_pad1d replication_pad2d replication_pad3d roll rot90 select select_scatter slice slice_scatter
+split split_with_sizes squeeze stack t transpose tril triu unbind unfold unsqueeze upsample_nearest1d
+upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+_upsample_nearest_exact3d view _unsafe_view
 """
 _row(_MOVES, "move", f.free, MOVED)
 _FILLS = """
 arange empty empty_like empty_strided eye fill full full_like linspace new_empty new_empty_strided new_full
 new_ones new_zeros ones ones_like scalar_tensor zero zeros zeros_like
 """
-_row(_FILLS, "move", f.free, "No arithmetic: a fill")
+_row(_FILLS, "fill", f.free, "No arithmetic: a fill")
 _CONVERSION = "RULES: conversions between formats that float32 represents exactly are not tallied"
-_row("_to_copy to type_as", "move", f.free, _CONVERSION)
+_row("_to_copy", "move", f.free, _CONVERSION)
 
 
-def moves(name: str) -> bool:
+SCALED = (
+    "RULES waive conversions; a scale that is no power of two and a zero point are arithmetic (quantised.py)"
+)
+
+_FAKE = """
+fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask
+_fake_quantize_per_tensor_affine_cachemask_tensor_qparams _fused_moving_avg_obs_fq_helper
+_fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine
+"""
+_row(_FAKE, "quantise", q.quantise, SCALED)
+_row("quantize_per_tensor", "quantise", q.quantise, SCALED)
+_row("dequantize", "dequantise", f.composed(1, 1), SCALED)
+_row("quantize_per_tensor quantize_per_channel", "quantise", q.quantise, SCALED, "quantized_decomposed")
+_row(
+    "dequantize_per_tensor dequantize_per_channel", "dequantise", f.free, _CONVERSION, "quantized_decomposed"
+)
+_row("conv1d conv2d conv3d", "conv", q.convolve, f"{DOT}; {SCALED}", "quantized")
+_row("conv1d_relu conv2d_relu conv3d_relu", "conv", q.convolve, f"{DOT}; {SCALED}; {RELU}", "quantized")
+_row("linear linear_relu", "linear", q.multiply, f"{DOT}; {SCALED}; {RELU}", "quantized")
+_DYNAMIC = "linear_dynamic linear_relu_dynamic"
+_row(_DYNAMIC, "linear", q.multiply_dynamic, f"{DOT}; {SCALED}", "quantized")
+_row("add add_relu", "add", q.add, f"{ADDITION}; {SCALED}", "quantized")
+_row("mul", "multiply", q.product, f"{PRODUCT}; {SCALED}", "quantized")
+_row("cat", "quantise", f.composed(1, 1), SCALED, "quantized")
+_row("relu6", "relu", f.each(1, 0), CLAMP, "quantized")
+_row(
+    "hardswish",
+    "activation",
+    f.composed(5, 3),
+    f"As hardswish, between two conversions; {SCALED}",
+    "quantized",
+)
+
+
+def is_fill(name: str) -> bool:
+    """Return whether operator `name` writes a value it is given, reading nothing of the tensor it fills."""
+    return name in TABLE and TABLE[name].kind == "fill"
+
+
+def is_move(name: str) -> bool:
     """Return whether operator `name` only moves values, so that a moved constant is the same constant."""
-    row = TABLE.get(name)
-    return row is not None and row.kind in ("move", "permutation")
+    return name in TABLE and TABLE[name].kind in ("fill", "move", "permutation", "dequantise")
+
+
+def is_counted(name: str) -> bool:
+    """Return whether operator `name` computes something that is counted."""
+    return name in TABLE and TABLE[name].kind not in ("fill", "move")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from job.score.formulas import Formula, IsSparse, Term, each
+from job.score.formulas import Formula, IsSparse, Term
 from job.score.graph import Operand, Operation
 
 
@@ -39,17 +39,6 @@ def _normalise(op: Operation, n: int) -> list[Term]:
     ]
 
 
-def rms_norm(op: Operation, _sparse: IsSparse) -> list[Term]:
-    """Count x / sqrt(mean(x^2) + eps) * weight over the last dimensions."""
-    numel = op.output.numel
-    groups = numel // math.prod(op["normalized_shape"])
-    return [
-        Term(numel + groups, numel - groups),  # n squares, n - 1 additions, * 1/n
-        Term(groups, groups),  # + eps, 1 / sqrt
-        Term(numel + (numel if op["weight"] is not None else 0), 0),
-    ]
-
-
 def total(op: Operation, _sparse: IsSparse) -> list[Term]:
     """Count n - 1 additions for each sum of n values."""
     return [Term(0, _source(op).numel - op.output.numel)]
@@ -60,10 +49,13 @@ def mean(op: Operation, _sparse: IsSparse) -> list[Term]:
     return [Term(op.output.numel, _source(op).numel - op.output.numel)]
 
 
-def maximum(op: Operation, sparse: IsSparse) -> list[Term]:
-    """Count n - 1 comparisons for each maximum of n values, or one for each element of two tensors."""
-    if op["other"] is not None:
-        return each(0, 1)(op, sparse)
+def product(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count n - 1 multiplications for each product of n values."""
+    return [Term(_source(op).numel - op.output.numel, 0, (_source(op),))]
+
+
+def maximum(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count n - 1 comparisons for each maximum of n values."""
     return [Term(0, _source(op).numel - op.output.numel, (_source(op),))]
 
 

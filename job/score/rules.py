@@ -14,7 +14,7 @@ from job.score.architecture import leaderboard, writeup
 from job.score.bits import Declared
 from job.score.graph import Graph
 from job.score.official import official
-from job.score.operations import TABLE, moves
+from job.score.operations import TABLE
 from job.score.storage import Storage
 from job.score.tally import Tally
 from job.score.trace import trace
@@ -42,15 +42,18 @@ class Scores:
     def to_json(self, per_layer: bool = False) -> dict[str, Any]:
         """Return the report's `score` section.
 
-        Each rule set also gets `unknown` where operators were left out, and `layers` if `per_layer`.
+        `official` also says whether the freebie was applied; each rule set gets `unknown` where operators
+        were left out, and `layers` if `per_layer`.
         """
-        unknown = [vars(operator) for operator in self.unknown]
-        return {
-            name: tally.to_json()
-            | ({"unknown": unknown} if unknown else {})
-            | ({"layers": tally.layers_json()} if per_layer else {})
-            for name, tally in self.rule_sets.items()
-        }
+        document = {name: tally.to_json() for name, tally in self.rule_sets.items()}
+        for name, tally in self.rule_sets.items():
+            if name == "official":
+                document[name]["freebie"] = self.freebie
+            if self.unknown:
+                document[name]["unknown"] = [vars(operator) for operator in self.unknown]
+            if per_layer:
+                document[name]["layers"] = tally.layers_json()
+        return document
 
 
 def score(
@@ -68,13 +71,13 @@ def score(
     that are quantised by simulation. `freebie=False` counts everything at its real width.
 
     Raises UsageError for an operator that the table does not have, unless `allow_unknown` lists it, for an
-    unknown rule set, and for a model that cannot be copied; DataError if the model does not run on such an
-    image; JobError if torchstat counts one of the layers that it can count differently.
+    unknown rule set, a declaration that fits nothing and a model that cannot be copied; DataError if the
+    model does not run on such an image; JobError if torchstat counts a layer that it can count differently.
     """
     for name in rule_sets:
         if name not in RULE_SETS:
             raise UsageError(f"there is no rule set {name!r}", f"Choose from {', '.join(RULE_SETS)}")
-    graph = trace(model, input_shape, moves)
+    graph = trace(model, input_shape)
     unknown = _unknown(graph)
     if unknown and not allow_unknown:
         first = unknown[0]
@@ -85,6 +88,7 @@ def score(
         )
     crosscheck.check(graph)
     declared = declared or Declared()
+    declared.check(graph.stored_names(), (operation.layer for operation in graph.operations))
     storage = Storage(graph, declared, freebie)
     counters = {
         "writeup": lambda: writeup(graph),

@@ -5,17 +5,19 @@ from __future__ import annotations
 from fractions import Fraction
 
 import torch
+from torch import Tensor
 
 from job.score.bits import Declared, Width
 from job.score.formulas import Term
 from job.score.graph import Graph, Operand, Operation
-from job.score.operations import TABLE
+from job.score.levels import levels_bits
+from job.score.operations import TABLE, is_counted
 from job.score.stored import Stored, dtype_bits
 
 FREEBIE_BITS = 16
 """RULES: entries that quantise nothing count parameters and multiplications as if of 16 bits."""
 
-KEEPS_WIDTH = ("move", "permutation", "relu", "max pool")
+KEEPS_WIDTH = ("fill", "move", "permutation", "relu", "max pool")
 """Kinds whose result is made of the input's values, 0 and bounds, so needs no more bits than the input."""
 
 
@@ -31,7 +33,7 @@ class Storage:
         self.freebie = False  # while looking for anything quantised
         for operation in graph.operations:
             self._results[operation.index] = self._result(operation)
-        counted = [op for op in graph.operations if op.name in TABLE and TABLE[op.name].kind != "move"]
+        counted = [operation for operation in graph.operations if is_counted(operation.name)]
         self.freebie = freebie and not any(
             self._is_quantised(op, operand) for op in counted for operand in op.reads
         )
@@ -48,6 +50,13 @@ class Storage:
     def is_sparse(self, operand: Operand) -> bool:
         """Return whether `operand` is a weight stored as its non-zero values and a bitmask."""
         return bool(operand.stored) and all(id(stored) in self._sparse for stored in operand.stored)
+
+    def absorbs(self, weight: Operand) -> bool:
+        """Return whether `weight` holds floating-point values, which times a factor are such values again."""
+        return bool(weight.stored) and all(
+            self._declared.value(stored.name) is None and stored.bits >= FREEBIE_BITS
+            for stored in weight.stored
+        )
 
     def parameters(self, stored: Stored) -> Fraction:
         """Return what `stored` counts: its bits, scales and bitmask included, over 32."""
@@ -67,7 +76,10 @@ class Storage:
         if self.freebie:
             return FREEBIE_BITS
         widths = [(operand, self.width(operation, operand)) for operand in term.inputs]
-        signs = any(width.bits == 1 and operand.stored for operand, width in widths)
+        signs = any(
+            width.bits == 1 and operand.stored and operand.dtype is not torch.bool
+            for operand, width in widths
+        )
         if signs and any(width.sign_bit and operand.is_activation for operand, width in widths):
             return 1  # RULES: a binary +-1 weight only changes the other value's sign bit
         return max((width.bits for _, width in widths), default=32)
@@ -100,6 +112,9 @@ class Storage:
         """Return the width of what `operation` wrote."""
         dtype = operation.output.dtype
         own = Width(dtype_bits(dtype), dtype.is_floating_point)
+        levels = levels_bits(operation.arguments)
+        if levels is not None:
+            return Width(levels)
         row = TABLE.get(operation.name)
         if row is None or row.kind not in KEEPS_WIDTH or not operation.reads:
             return own
@@ -114,12 +129,30 @@ class Storage:
         values = stored.tensor
         if values.is_meta:
             return None
-        nonzero, numel, bits = int(values.count_nonzero()), values.numel(), self.bits(stored)
-        if nonzero in (0, numel):
+        declared = self._declared.value(stored.name)
+        kept, mask_bits = _kept(values, declared.block if declared else ())
+        numel, bits = values.numel(), self.bits(stored)
+        if not values.count_nonzero() or kept == numel:
             return None
-        sparse = nonzero * bits + numel
+        sparse = kept * bits + mask_bits
         # One bit stands for -1 or +1: a zero among such values exists only in the bitmask.
         return sparse if bits == 1 or sparse <= numel * bits else None
+
+
+def _kept(values: Tensor, block: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many values are kept with a bitmask, and its bits: one a value, or one a block.
+
+    Blocks tile the matrix of filters [filters, values of one]; one that is not all zeros is kept whole.
+    """
+    if not block:
+        return int(values.count_nonzero()), values.numel()
+    matrix = (values != 0).flatten(1)
+    rows, columns = (-(-size // side) * side for size, side in zip(matrix.shape, block, strict=True))
+    padded = matrix.new_zeros(rows, columns)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    blocks = padded.reshape(rows // block[0], block[0], columns // block[1], block[1]).any(3).any(1)
+    inside = blocks.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return int(inside[: matrix.shape[0], : matrix.shape[1]].sum()), blocks.numel()
 
 
 def _widest(widths: list[Width]) -> Width:

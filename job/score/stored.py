@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from job.errors import UsageError
 
@@ -28,7 +29,7 @@ class Stored:
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> Stored:
-        """Describe `tensor`, a PyTorch quantised one included, by what it stores."""
+        """Describe `tensor`, a PyTorch quantised one too, by what it stores."""
         if tensor.is_quantized:
             return cls(name, tensor.dequantize(), dtype_bits(tensor.dtype), _scale_bits(tensor))
         return cls(name, tensor, dtype_bits(tensor.dtype))
@@ -48,28 +49,32 @@ def dtype_bits(dtype: torch.dtype) -> int:
 
 
 def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Stored]]:
-    """Return a copy of `model` in eval mode, and by id of each of its tensors what is stored for it.
+    """Return a copy of `model`, in eval mode on the CPU, and by id of its tensors what is stored for each.
 
-    Tensors of a quantised subclass (`torchao` and the like) are plain floating-point ones in the copy, so
-    that it executes plain operators; what they store is described beside it. `model` is only read.
+    In the copy pruned weights are only the weights, and tensors of a quantised subclass (`torchao` and the
+    like) plain floating-point ones, so that it executes plain operators; what they store is described
+    beside it. Tensors on the meta device stay there. `model` is only read.
 
     Raises UsageError if the model cannot be copied.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    # deepcopy refuses tensors that autograd computed, such as the `weight` that pruning leaves behind.
-    computed = {
-        id(value): value.detach().clone()
+    # Tensors that are no parameters or buffers: deepcopy refuses those that autograd computed (the `weight`
+    # that pruning leaves behind), and `to` would leave them where they are.
+    loose = {
+        id(value): _on_cpu(value.detach().clone())
         for module in model.modules()
         for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
+        if isinstance(value, Tensor)
     }
     try:
-        replica = copy.deepcopy(model, dict[int, Any](computed)).eval()
+        replica = copy.deepcopy(model, dict[int, Any](loose)).eval()
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise UsageError(
             f"the model cannot be copied, and the score never runs the live one: {error}",
             "Give a model that copy.deepcopy accepts",
         ) from error
+    replica._apply(_on_cpu)
+    _finish_pruning(replica)
     stored: dict[int, Stored] = {}
     for path, module in replica.named_modules():
         for tensors in (module._parameters, module._buffers):
@@ -83,18 +88,34 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Stored]]:
     return replica, stored
 
 
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.cpu()
+
+
+def _finish_pruning(model: nn.Module) -> None:
+    """Put the pruned weight in the place of the weight and mask that it is computed from."""
+    for module in model.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+
+
 def _plain(name: str, tensor: Tensor) -> tuple[Tensor, Stored]:
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None or not hasattr(tensor, "dequantize") or type(tensor) in (Tensor, nn.Parameter):
         return tensor, Stored.of(name, tensor)
     parts: list[Tensor] = [getattr(tensor, part) for part in flatten()[0]]
     data = max(parts, key=Tensor.numel)
-    # Several values may share a byte (int4); or a byte hold fewer levels than it could.
+    # Several values may share a byte (int4), or a byte hold fewer levels than it could.
     bits = math.ceil(data.numel() * dtype_bits(data.dtype) / tensor.numel())
-    if getattr(tensor, "quant_max", None) is not None:
-        levels = tensor.quant_max - tensor.quant_min + 1  # type: ignore[attr-defined]
-        bits = min(bits, math.ceil(math.log2(levels)))
-    overhead = sum(part.numel() * dtype_bits(part.dtype) for part in parts if part is not data)
+    target = getattr(tensor, "target_dtype", None)
+    if isinstance(target, torch.dtype):
+        bits = min(bits, dtype_bits(target))
+    overhead = sum(
+        part.numel() * dtype_bits(part.dtype)
+        for part in parts
+        if part is not data and part.count_nonzero()  # zero points that are all 0 need not be stored
+    )
     plain = tensor.dequantize().detach()
     return plain, Stored(name, plain, bits, overhead)
 

@@ -41,8 +41,10 @@ def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
 def local_path(uri: str) -> Path | None:
     """Return the path that a bare path or a `file://` URI names; None for any other scheme.
 
-    Raises UsageError for a `file://` URI that names another machine or no absolute path.
+    Raises UsageError for "" and for a `file://` URI that names another machine or no absolute path.
     """
+    if not uri:
+        raise UsageError("an empty path names nothing", "Give a path or a URI")
     if "://" not in uri:
         return Path(uri)
     parts = urllib.parse.urlsplit(uri)

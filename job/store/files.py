@@ -23,7 +23,7 @@ ANNOUNCE_AFTER_SECONDS = 2.0
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_MISUSED = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP}
+_MISUSED = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EEXIST, errno.ELOOP}
 
 
 def explain(error: OSError, path: Path | str) -> JobError:

@@ -23,7 +23,6 @@ from job.store.base import (
     Entry,
     Item,
     Part,
-    RefusedError,
     TransientError,
     check_key,
     is_key,
@@ -43,6 +42,7 @@ SLOWEST_BYTES_PER_SECOND = 10_000
 Checksums = Literal["when_supported", "when_required"]
 CHECKSUM_MODES: tuple[Checksums, ...] = ("when_supported", "when_required")
 Style = Literal["auto", "path", "virtual"]
+STYLES: tuple[Style, ...] = ("path", "virtual")
 
 
 class S3Store:
@@ -64,43 +64,47 @@ class S3Store:
 
     def get(self, key: str) -> Item:
         """See `base.Store`."""
+        name = self._name(key)
         with self._errors(key):
-            response = self._reader.get_object(Bucket=self._bucket, Key=self._name(key))
+            response = self._reader.get_object(Bucket=self._bucket, Key=name)
             return Item(_body(response), response["ETag"])
 
     def get_range(self, key: str, offset: int, length: int) -> Part:
         """See `base.Store`."""
-        span = f"bytes={offset}-{offset + length - 1}"
+        name, span = self._name(key), f"bytes={offset}-{offset + length - 1}"
         with self._errors(key):
             try:
-                response = self._reader.get_object(Bucket=self._bucket, Key=self._name(key), Range=span)
+                response = self._reader.get_object(Bucket=self._bucket, Key=name, Range=span)
             except ClientError as error:
                 if error.response["Error"].get("Code") != "InvalidRange":
                     raise
-                head = self._reader.head_object(Bucket=self._bucket, Key=self._name(key))
+                head = self._reader.head_object(Bucket=self._bucket, Key=name)
                 return Part(b"", head["ETag"], head["ContentLength"])
+            if "ContentRange" not in response:
+                raise ConfigurationError(f"{self.uri} does not serve parts of an object", "Use another store")
             size = int(response["ContentRange"].rpartition("/")[2])
             return Part(_body(response), response["ETag"], size)
 
     def put(self, key: str, data: bytes) -> str:
         """See `base.Store`."""
-        return self._put(self._writer, key, data)
+        return self._put(key, data)
 
     def put_if_absent(self, key: str, data: bytes) -> str:
         """See `base.Store`."""
-        return self._put(self._writer, key, data, IfNoneMatch="*")
+        return self._put(key, data, IfNoneMatch="*")
 
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
         """See `base.Store`."""
         try:
-            return self._put(self._writer, key, data, IfMatch=version)
+            return self._put(key, data, IfMatch=version)
         except AbsentError as error:  # AWS says 404 here, others 412
             raise ConflictError(f"{self.uri}/{key} has been deleted by someone else") from error
 
     def delete(self, key: str) -> None:
         """See `base.Store`."""
+        name = self._name(key)
         with self._errors(key):
-            self._reader.delete_object(Bucket=self._bucket, Key=self._name(key))
+            self._reader.delete_object(Bucket=self._bucket, Key=name)
 
     def list(self, folder: str = "") -> list[Entry]:
         """See `base.Store`."""
@@ -118,9 +122,10 @@ class S3Store:
     def _name(self, key: str) -> str:
         return self._folder + check_key(key)
 
-    def _put(self, client: S3Client, key: str, data: bytes, **condition: Any) -> str:
+    def _put(self, key: str, data: bytes, **condition: Any) -> str:
+        name = self._name(key)
         with self._errors(key):
-            return client.put_object(Bucket=self._bucket, Key=self._name(key), Body=data, **condition)["ETag"]
+            return self._writer.put_object(Bucket=self._bucket, Key=name, Body=data, **condition)["ETag"]
 
     @cached_property
     def _style(self) -> Style:
@@ -128,16 +133,15 @@ class S3Store:
         host = urlsplit(self._connect("auto").meta.endpoint_url).hostname or ""
         if host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
             return "auto"
-        try:
-            self._knock("path")
-        except TransientError:
-            raise
-        except JobError as error:
-            with contextlib.suppress(JobError):
-                self._knock("virtual")
-                return "virtual"
-            if not isinstance(error, RefusedError):  # listing may be forbidden where reading is not
-                raise
+        for style in STYLES:
+            try:
+                self._knock(style)
+            except JobError as error:
+                if style == "path" and isinstance(error, TransientError):
+                    raise
+            else:
+                return style
+        # Listing may be forbidden where reading is not; otherwise the next request says what is wrong.
         return "path"
 
     @cached_property
@@ -170,14 +174,13 @@ class S3Store:
             response_checksum_validation=checksums,
         )
         with self._connecting, self._errors():  # a session may be used by one thread at a time
-            return self._session.client("s3", config=config)
+            # AWS's own services set AWS_REGION, which boto3 does not read; without any, S3 redirects.
+            region = self._session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
+            return self._session.client("s3", region_name=region, config=config)
 
     @cached_property
     def _session(self) -> boto3.session.Session:
-        session = boto3.session.Session()
-        # AWS's own services set AWS_REGION, which boto3 does not read; without any, S3 redirects.
-        region = session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
-        return boto3.session.Session(region_name=region)
+        return boto3.session.Session()
 
     def _knock(self, style: Style) -> None:
         with self._errors():
@@ -185,7 +188,8 @@ class S3Store:
 
     def _try_out(self, client: S3Client) -> None:
         key, data = f"probe-{uuid4().hex}", b"micronet"
-        self._put(client, key, data)
+        with self._errors(key):
+            client.put_object(Bucket=self._bucket, Key=self._name(key), Body=data)
         try:
             if self.get(key).data != data:
                 raise ConfigurationError(
@@ -206,7 +210,7 @@ class S3Store:
 
 def _body(response: GetObjectOutputTypeDef) -> bytes:
     body = response["Body"]
-    seconds = BODY_SECONDS + response["ContentLength"] / SLOWEST_BYTES_PER_SECOND
+    seconds = BODY_SECONDS + response.get("ContentLength", 0) / SLOWEST_BYTES_PER_SECOND
     with body as raw:
         timer = threading.Timer(seconds, cast(urllib3.HTTPResponse, raw).shutdown)
         timer.daemon = True

@@ -71,6 +71,17 @@ def describe(device: torch.device) -> str:
     return f"{_processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def machine(device: torch.device) -> dict[str, str | None]:
+    """Return what the bits hang on besides the recipe; a difference between attempts is drift."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": describe(device),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": str(torch.backends.cudnn.version()) if on_gpu else None,  # type: ignore[no-untyped-call]
+    }
+
+
 def _processor() -> str:
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:

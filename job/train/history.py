@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from job.errors import ConfigurationError
@@ -18,8 +19,8 @@ class History:
     last step, images_per_second of the training part, attempt; with a hold-out also holdout_accuracy.
     """
 
-    def __init__(self) -> None:
-        self.records: list[Record] = []
+    def __init__(self, records: Sequence[Record] = ()) -> None:
+        self.records = list(records)
 
     def add(self, record: Record) -> None:
         """Append the next epoch's record; raise ConfigurationError when its loss is not finite."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,63 +12,74 @@ from torch import nn
 
 from job import events
 from job.data.dataset import prepare
-from job.network import weights
 from job.network.weights import NetworkInfo
+from job.resume.preemption import Preemption
 from job.settings import Placement, Recipe
 from job.train import device as devices
 from job.train import outputs
+from job.train.attempt import Attempt
 from job.train.history import History
-from job.train.learner import build_learner, train_epoch
-from job.train.summary import Files, compose
+from job.train.outputs import Run
+from job.train.summary import conclude
 from job.train.task import Task
+from job.train.trainer import Trainer
 
 
-def train(recipe: Recipe, placement: Placement) -> dict[str, Any]:
-    """Train `recipe` from its data to its report; return the report.
+def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[str, Any]:
+    """Bring the run of `recipe` to its report, from wherever an earlier attempt left it; return the report.
 
     A finished run is not trained again. Raises JobError.
     """
-    started = datetime.now(UTC)
     device = devices.choose(placement.device)
     devices.configure(recipe.deterministic)
-
     data = prepare(placement.data, Path(placement.cache))
     precision = devices.resolve_precision(recipe.precision, device)
     recipe = replace(recipe, precision=precision, data_sha256=data.dataset.sha256)
     task = Task(data, recipe, device)
 
-    run = outputs.Run.open(placement.run or f"runs/{recipe.fingerprint}", recipe)
+    run = Run.open(placement.run or f"runs/{recipe.fingerprint}", recipe)
     if finished := run.report():
         events.emit("finished", report=run.uri(outputs.REPORT))
         return finished
+    attempt = Attempt(run.store, recipe.fingerprint, devices.machine(device), placement, preemption)
+    if attempt.outputs:
+        run.publish(attempt.outputs)
+        return dict(json.loads(attempt.outputs[outputs.REPORT]))
 
     info = NetworkInfo(
         recipe.depth, recipe.width, data.dataset.classes, data.mean, data.std, recipe.data_sha256
     )
     network = initialise(info, recipe.seed).to(device).to(memory_format=torch.channels_last)
-    history = History()
-    events.emit("train", run=run.uri(""), device=devices.describe(device), precision=precision)
-    with events.Progress(recipe.epochs, len(task.batches)) as progress:
-        learner = build_learner(network, task.batches, recipe, after_step=progress.advance)
-        for epoch in range(recipe.epochs):
-            record = train_epoch(learner, epoch)
-            predictions = task.evaluate(network)
-            record |= {"test_loss": predictions.loss, "accuracy": predictions.accuracy, "attempt": 1}
-            record |= task.holdout_accuracy(network)
-            history.add(record)
-            run.write(outputs.HISTORY, history.encode())
-            progress.epoch(record)
+    progress = events.Progress(recipe.epochs, len(task.batches))
 
-    predictions = task.evaluate(network)
-    files = Files(
-        run=run.uri(""),
-        history=run.uri(outputs.HISTORY),
-        weights=run.write(outputs.WEIGHTS, weights.save(network, info)),
-        predictions=run.write(outputs.PREDICTIONS, outputs.encode_predictions(predictions)),
-    )
-    report = compose(recipe, data, network, history, predictions, files, device, started)
-    run.write_report(report)
-    return report
+    def after_step() -> None:
+        progress.advance()
+        attempt.after_step()
+
+    trainer, history = Trainer(network, task.batches, recipe, after_step), History()
+    if attempt.state:
+        trainer.restore(attempt.state)
+        history = History(attempt.state.history)
+        progress.begin_at(attempt.state.epoch, attempt.state.step)
+
+    events.emit("train", run=run.store.uri, attempt=attempt.generation, device=devices.describe(device))
+    with attempt.kept(trainer, history), progress:
+        while trainer.epoch < recipe.epochs:
+            with preemption.deferred():
+                record = trainer.train_epoch()
+            predictions = task.evaluate(network)
+            record |= {"test_loss": predictions.loss, "accuracy": predictions.accuracy}
+            record |= task.holdout_accuracy(network) | {"attempt": attempt.generation}
+            with preemption.deferred():
+                history.add(record)
+                trainer.next_epoch()
+            progress.epoch(record)
+        attempt.save()
+        predictions = task.evaluate(network)
+        results = conclude(run, recipe, data, info, network, history, predictions, attempt.lineage(), device)
+        attempt.finish(results)
+        run.publish(results)
+    return dict(json.loads(results[outputs.REPORT]))
 
 
 def initialise(info: NetworkInfo, seed: int) -> nn.Sequential:

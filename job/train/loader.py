@@ -52,32 +52,42 @@ class Normalisation:
 
 
 class TrainingBatches:
-    """One epoch of augmented, mixed batches, each a pure function of (seed, epoch, step).
+    """The augmented, mixed batches of an epoch, each a pure function of (seed, epoch, step).
 
-    Iterating gives (images [B, 3, H, W] float32 normalised channels_last, soft targets [B, classes]); the
-    last partial batch is dropped. Set `epoch` before; `step` is that of the batch last given.
+    Iterating gives (images [B, 3, H, W] float32 normalised channels_last, soft targets [B, classes]) from
+    the step that `seek` has set to the epoch's end; the last partial batch is dropped. `epoch` and `step`
+    are those of the batch given last.
     """
 
     def __init__(self, images: Images, classes: int, normalise: Normalisation, recipe: Recipe) -> None:
         self.images, self.classes, self.normalise, self.recipe = images, classes, normalise, recipe
-        self.epoch = self.step = 0
+        self.seek(0, 0)
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Let the next iteration start at this epoch and step, both from 0."""
+        self.epoch = epoch
+        self.step = self.start = step
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are; fastai moves the network there."""
+        return self.images.labels.device
 
     def __len__(self) -> int:
         return len(self.images) // self.recipe.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self.images.labels.device
-        generator = rng.generator(device, self.recipe.seed, self.epoch, rng.EPOCH)
-        order = torch.randperm(len(self.images), generator=generator, device=device)
-        size = self.recipe.batch_size
-        for step, index in enumerate(order[: len(self) * size].view(-1, size)):
+        generator = rng.generator(self.device, self.recipe.seed, self.epoch, rng.EPOCH)
+        order = torch.randperm(len(self.images), generator=generator, device=self.device)
+        batches = order[: len(self) * self.recipe.batch_size].view(len(self), -1)
+        for step in range(self.start, len(self)):
             self.step = step
-            yield self.batch(step, index)
+            yield self.batch(batches[step])
 
-    def batch(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Make the batch of `step` out of the images at `index` [B]."""
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Make the batch of the current step out of the images at `index` [B]."""
         recipe = self.recipe
-        generator = rng.generator(index.device, recipe.seed, self.epoch, step)
+        generator = rng.generator(self.device, recipe.seed, self.epoch, self.step)
         pixels = self.images.pixels[index].float().div_(255)
         images = augment.augment(pixels, augment.draw(len(index), recipe.crop_padding, generator))
         images = self.normalise(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -10,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from job.errors import ConfigurationError, DataError
-from job.score import report as reports
 from job.settings import Recipe
 from job.store import open_store
-from job.store.base import AbsentError, Store
+from job.store.base import AbsentError, ConflictError, Store
 from job.train.evaluate import Predictions
 
 RECIPE, HISTORY, WEIGHTS, PREDICTIONS, REPORT = (
@@ -35,10 +35,10 @@ class Run:
     def open(cls, uri: str, recipe: Recipe) -> Run:
         """Claim `uri` for `recipe`; raise ConfigurationError if it belongs to another one."""
         run = cls(open_store(uri), recipe)
-        found = run._read_json(RECIPE)
-        if found is None:
-            run.write(RECIPE, json.dumps(recipe.to_json(), indent=2).encode())
-        elif differences := recipe.differences(found):
+        with contextlib.suppress(ConflictError):
+            run.store.put_if_absent(RECIPE, json.dumps(recipe.to_json(), indent=2).encode())
+        found = run._read_json(RECIPE) or {}
+        if differences := recipe.differences(found):
             changes = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in differences.items())
             raise ConfigurationError(
                 f"{run.store.uri} belongs to another recipe: {changes}",
@@ -54,14 +54,14 @@ class Run:
         """Return the report of a finished run, None for one that is not finished."""
         return self._read_json(REPORT)
 
-    def write(self, name: str, data: bytes) -> dict[str, str]:
-        """Write one file; return its {uri, sha256}."""
-        self.store.put(name, data)
-        return {"uri": self.uri(name), "sha256": hashlib.sha256(data).hexdigest()}
+    def publish(self, outputs: dict[str, bytes]) -> None:
+        """Copy a finished run's outputs, by name, to where people look for them; the report comes last."""
+        for name in sorted(outputs, key=lambda name: name == REPORT):
+            self.store.put(name, outputs[name])
 
-    def write_report(self, report: dict[str, Any]) -> None:
-        """Check the report against its schema and write it; the run is finished with that."""
-        self.write(REPORT, reports.encode(report))
+    def describe(self, name: str, data: bytes) -> dict[str, str]:
+        """Return the report's {uri, sha256} of an output."""
+        return {"uri": self.uri(name), "sha256": hashlib.sha256(data).hexdigest()}
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         try:

@@ -1,9 +1,7 @@
-"""The report of a finished run, put together from what it produced."""
+"""The outputs of a finished run: weights, predictions, history, and the report that speaks of them."""
 
 from __future__ import annotations
 
-import socket
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,43 +9,43 @@ import torch
 from torch import nn
 
 from job.data.dataset import PreparedData
+from job.network import weights
+from job.network.weights import NetworkInfo
 from job.score import report as reports
 from job.score.rules import score
 from job.settings import Recipe
 from job.train import device as devices
+from job.train import outputs
 from job.train.environment import environment
 from job.train.evaluate import Predictions
 from job.train.history import History
+from job.train.outputs import Run
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where the outputs of a run are: its URI, and {uri, sha256} of weights and predictions."""
-
-    run: str
-    history: str
-    weights: dict[str, str]
-    predictions: dict[str, str]
-
-
-def compose(
+def conclude(
+    run: Run,
     recipe: Recipe,
     data: PreparedData,
+    info: NetworkInfo,
     network: nn.Module,
     history: History,
     predictions: Predictions,
-    files: Files,
+    lineage: dict[str, Any],
     device: torch.device,
-    started: datetime,
-) -> dict[str, Any]:
-    """Return the report (schema `micronet.score-report/1`) of a run that started at `started`."""
-    ended = datetime.now(UTC)
+) -> dict[str, bytes]:
+    """Return the output files by name; the report (schema `micronet.score-report/1`) is among them."""
+    files = {
+        outputs.WEIGHTS: weights.save(network, info),
+        outputs.PREDICTIONS: outputs.encode_predictions(predictions),
+        outputs.HISTORY: history.encode(),
+    }
     dataset = data.dataset
     shape = dataset.train.images.shape[1:]
     rates = [record["images_per_second"] for record in history.records]
-    return {
+    started = datetime.fromisoformat(lineage["attempts"][0]["started"])
+    report = {
         "schema": reports.SCHEMA,
-        "run": {"id": recipe.fingerprint, "uri": files.run},
+        "run": {"id": recipe.fingerprint, "uri": run.store.uri},
         "model": {
             "name": f"WideResNet-{recipe.depth}-{recipe.width}",
             "widths": [16 * recipe.width * 2**group for group in range(3)],
@@ -61,11 +59,11 @@ def compose(
             "cycles": ",".join(map(str, recipe.cycles)),
             "batch_size": recipe.batch_size,
             "images_per_second": round(len(rates) / sum(1 / rate for rate in rates), 1),
-            "wall_seconds": round((ended - started).total_seconds(), 1),
+            "wall_seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
             "device": devices.describe(device),
             "precision": recipe.precision,
             "deterministic": recipe.deterministic,
-            "history": files.history,
+            "history": run.uri(outputs.HISTORY),
         },
         "data": {
             "source": data.source,
@@ -73,21 +71,9 @@ def compose(
             "train": len(dataset.train.labels),
             "test": len(dataset.test.labels),
         },
-        "weights": files.weights,
-        "predictions": files.predictions,
-        "lineage": {
-            "attempts": [
-                {
-                    "generation": 1,
-                    "started": started.isoformat(),
-                    "ended": ended.isoformat(),
-                    "reason": "finished",
-                    "host": socket.gethostname(),
-                    "device": devices.describe(device),
-                }
-            ],
-            "checkpoints": 0,
-            "lost_seconds": 0,
-        },
+        "weights": run.describe(outputs.WEIGHTS, files[outputs.WEIGHTS]),
+        "predictions": run.describe(outputs.PREDICTIONS, files[outputs.PREDICTIONS]),
+        "lineage": lineage,
         "environment": environment(),
     }
+    return files | {outputs.REPORT: reports.encode(report)}

@@ -6,7 +6,7 @@ import math
 import pickle
 import statistics as reference
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -57,9 +57,9 @@ def test_keys_labels_and_names_may_be_bytes_and_arrays(tmp_path: Path) -> None:
 class ForeignReader(torchvision.datasets.CIFAR100):
     """torchvision's reader; only the MD5s of the one true archive are taken away."""
 
-    train_list = [["train", None]]
-    test_list = [["test", None]]
-    meta = {"filename": "meta", "key": "fine_label_names", "md5": None}
+    train_list: ClassVar = [["train", None]]
+    test_list: ClassVar = [["test", None]]
+    meta: ClassVar = {"filename": "meta", "key": "fine_label_names", "md5": None}
 
 
 @pytest.mark.parametrize("python2", [False, True])
@@ -125,15 +125,15 @@ def broken(change: str) -> dict[str, Any]:
 
 CHANGES = [
     "no images", "no labels", "no names", "images of floats", "images of 16 bits", "images of another size",
-    "images in four dimensions", "no image at all", "a label missing", "a label too many", "a label too large",
-    "a label far too large", "a negative label", "a label of text", "a label that is true", "one class",
-    "a name twice", "an empty name", "a name that is a number",
+    "images in four dimensions", "no image at all", "a label missing", "a label too many",
+    "a label too large", "a label far too large", "a negative label", "a label of text",
+    "a label that is true", "one class", "a name twice", "an empty name", "a name that is a number",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_does_not_fit_is_refused(tmp_path: Path, change: str) -> None:
-    with pytest.raises(DataError, match="cifar-100-python/(train|meta)") as caught:
+    with pytest.raises(DataError, match=r"cifar-100-python/(train|meta)") as caught:
         load(write_folder(tmp_path, broken(change)), "")
     assert caught.value.exit_code == 65
 

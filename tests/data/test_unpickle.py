@@ -106,7 +106,7 @@ def test_the_call_would_work_in_a_careless_reader(tmp_path: Path) -> None:
 def test_a_class_of_the_writers_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="asks for pathlib"):
         read(tmp_path, pickle.dumps({"data": Path("x")}))
-    with pytest.raises(DataError, match="_codecs|copyreg|copy_reg"):
+    with pytest.raises(DataError, match=r"copyreg|copy_reg"):
         read(tmp_path, b"\x80\x02ccopy_reg\n_reconstructor\n.")
 
 
@@ -117,8 +117,9 @@ def array_pickle(shape: bytes, dtype: bytes = b"u1", raw: bytes = b"abcd", order
         return b"X" + struct.pack("<I", len(value)) + value
 
     return (
-        b"\x80\x02}" + text(b"data") + b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-        b"(K\x01" + shape + b"cnumpy\ndtype\n" + text(dtype) + b"K\x00K\x01\x87R(K\x03" + text(order)
+        b"\x80\x02}" + text(b"data") + b"cnumpy.core.multiarray\n_reconstruct\n"
+        b"cnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01" + shape
+        + b"cnumpy\ndtype\n" + text(dtype) + b"K\x00K\x01\x87R(K\x03" + text(order)
         + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U" + bytes([len(raw)]) + raw + b"tbs."
     )  # fmt: skip
 
@@ -180,7 +181,7 @@ def test_a_pickle_that_asks_for_all_memory_is_read_or_refused_in_little(tmp_path
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limits[1]))
     try:
-        if name == "a memo index of 4 billion":
+        if name in ("a memo index of 4 billion", "a frame of 8 EB"):
             assert read(tmp_path, BOMBS[name]) == {}
         else:
             with pytest.raises(DataError):
@@ -233,7 +234,7 @@ def test_a_damaged_pickle_raises_nothing_else(tmp_path: Path) -> None:
     content["data"] = content["data"][:, :8]
     for protocol in (2, 5):
         data = pickle.dumps(content, protocol)
-        for _ in range(400):
+        for _ in range(200):
             damaged = bytearray(data)
             for position in generator.integers(0, len(data), 2):
                 damaged[position] = generator.integers(0, 256)

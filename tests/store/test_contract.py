@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def test_a_listing_longer_than_a_page_is_whole(store: Store) -> None:
 
 @pytest.mark.parametrize("key", HOSTILE_KEYS)
 def test_a_key_cannot_leave_its_place(store: Store, key: str) -> None:
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: store.get(key),
         lambda: store.get_range(key, 0, 1),
         lambda: store.put(key, b"x"),
@@ -174,13 +175,13 @@ def test_of_many_processes_each_swap_succeeds_once(store: Store) -> None:
     """Every process adds 1 ten times by compare-and-swap: a lost or doubled swap shows in the sum."""
     store.put("counter", b"0")
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_count, args=(store.uri, 10)) for _ in range(4)]
+    workers = [context.Process(target=_count, args=(store.uri, 10)) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    assert store.get("counter").data == b"40"
+    assert [worker.exitcode for worker in workers] == [0] * 3
+    assert store.get("counter").data == b"30"
 
 
 def _count(uri: str, times: int) -> None:

@@ -39,6 +39,7 @@ def test_a_bucket_and_a_prefix_are_told_apart(uri: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
+        "",
         "s3://",
         "s3:///prefix",
         "gs://bucket",

@@ -101,5 +101,5 @@ def test_an_outage_longer_than_the_budget_is_reported(
 def test_an_outage_shorter_than_the_budget_costs_time_only(s3_uri: str, proxy: FaultProxy) -> None:
     store = open_store(s3_uri, retry_seconds=20)
     store.put("key", DATA)
-    proxy.faults = [("unavailable", 0)] * 5
+    proxy.faults = [("unavailable", 0)] * 3
     assert store.get("key").data == DATA

@@ -31,18 +31,17 @@ OPERATIONS: list[Callable[[Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(
     ("name", "value"), [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ACCESS_KEY_ID", "nobody")]
 )
-def test_wrong_keys_are_refused(
-    s3_uri: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str, operation: Callable[[Any], Any]
-) -> None:
+def test_wrong_keys_are_refused(s3_uri: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(RefusedError, match="Check AWS_ACCESS_KEY_ID") as caught:
-        operation(open_store(s3_uri))
-    assert caught.value.exit_code == 77
-    assert isinstance(caught.value, PermissionRefusedError)
+    store = open_store(s3_uri)
+    for operation in OPERATIONS:
+        with pytest.raises(RefusedError, match="Check AWS_ACCESS_KEY_ID") as caught:
+            operation(store)
+        assert caught.value.exit_code == 77
+        assert isinstance(caught.value, PermissionRefusedError)
 
 
 def test_no_keys_are_refused(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,11 +57,12 @@ def test_an_unknown_profile_is_refused(s3_uri: str, monkeypatch: pytest.MonkeyPa
         open_store(s3_uri).get("key")
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_missing_bucket_is_not_absence(s3_uri: str, operation: Callable[[Any], Any]) -> None:
-    with pytest.raises(ConfigurationError, match="there is no such bucket") as caught:
-        operation(open_store("s3://no-such-bucket/run"))
-    assert caught.value.exit_code == 78
+def test_a_missing_bucket_is_not_absence(s3_uri: str) -> None:
+    store = open_store("s3://no-such-bucket/run")
+    for operation in OPERATIONS:
+        with pytest.raises(ConfigurationError, match="there is no such bucket") as caught:
+            operation(store)
+        assert caught.value.exit_code == 78
 
 
 def test_a_web_server_is_not_an_empty_store(
@@ -137,6 +137,12 @@ def test_a_store_that_takes_only_host_names_is_found(
     store.put("key", b"x")
     assert store.get("key").data == b"x"
     assert f"host: {s3_uri.split('/')[2]}.{DOMAIN}:" in proxy.heads[-1].lower()
+
+
+def test_what_may_be_read_and_not_listed_is_read(s3_uri: str, proxy: FaultProxy) -> None:
+    open_store(s3_uri).put("key", b"x")
+    proxy.refused = re.compile("list-type=2")
+    assert open_store(s3_uri).get("key").data == b"x"
 
 
 def test_a_store_that_refuses_boto3s_checksums_is_written_without(s3_uri: str, proxy: FaultProxy) -> None:

@@ -1,0 +1,223 @@
+"""Writes down every operator that meets the image, what it read, and where the model called it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from job.score import schema
+from job.score.graph import IMAGE, Call, Graph, Operand, Operation
+from job.score.levels import levels_bits, scale_bits
+from job.score.operations import is_fill, is_move
+from job.score.stored import Stored, unpack
+
+
+@dataclass(eq=False)
+class _Origin:
+    """Where a tensor's values come from: from operations, or else from stored values."""
+
+    time: int
+    producers: frozenset[int] = frozenset()
+    stored: dict[int, Stored] = field(default_factory=dict)
+
+    def merge(self, other: _Origin) -> _Origin:
+        return _Origin(self.time, self.producers | other.producers, {**self.stored, **other.stored})
+
+
+class Recorder(TorchDispatchMode):
+    """Active while a model runs, it records the graph; one recorder serves one run of one copy."""
+
+    def __init__(self, stored: dict[int, Stored]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stored = stored
+        self.parameters: list[Stored] = []
+        self.packed: dict[str, dict[str, Stored]] = {}
+        self.operations: list[Operation] = []
+        self.calls: list[Call] = []
+        self.modules: list[tuple[str, nn.Module]] = [("", nn.Module())]  # those running, innermost last
+        self.origins: dict[int, _Origin] = {}
+        self.writes: dict[int, list[_Origin]] = {}  # into a storage, by any tensor that looks into it
+        self.alive: list[Tensor] = []  # so that no id is used twice
+        self.time = 0
+        self.inside = False  # an operator that is being recorded
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here, and the default imports the compiler: 900 modules, 1 s.
+        return False
+
+    def follow(self, model: nn.Module) -> None:
+        """Keep track of the module that is running. `model` is this recorder's own copy: the hooks stay."""
+        self.parameters = [self.stored[id(parameter)] for parameter in model.parameters()]
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks: its operators are counted under the module that calls it
+            module.register_forward_pre_hook(
+                lambda module, _, name=name: self.modules.append((name, module)), prepend=True
+            )
+            module.register_forward_hook(self._leave)
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        name, _ = self.modules.pop()
+        tensors = schema.tensors(inputs)
+        leaf = not next(module.children(), None)
+        if leaf and isinstance(output, Tensor) and any(self._origin(tensor).producers for tensor in tensors):
+            self.calls.append(Call(name, module, tuple(tensor.shape for tensor in tensors), output.shape))
+
+    def begin(self, image: Tensor) -> None:
+        """Mark `image` as the tensor that everything counted depends on."""
+        self._keep(image, _Origin(0, frozenset({IMAGE})))
+
+    def graph(self, result: Any) -> Graph:
+        """Return what was recorded; `result` is what the model returned."""
+        leaves = schema.tensors(result)
+        producers = {producer for leaf in leaves for producer in self._origin(leaf).producers}
+        packed = [part for parts in self.packed.values() for part in parts.values()]
+        return Graph(
+            tuple(self.operations), tuple(sorted(producers)), tuple(self.calls), (*self.parameters, *packed)
+        )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.observe(func, func, args, kwargs or {})
+
+    def observe(self, operator: Any, call: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Return what `call` returns, and record it as `operator`, whatever goes on inside."""
+        if self.inside:
+            return call(*args, **kwargs)
+        named = schema.by_name(operator, args, kwargs)
+        # Before the call: an operator that works in place changes what its argument is.
+        arguments: dict[str, Any] = {}
+        for name, value in named.items():
+            if isinstance(value, torch.ScriptObject):  # the packed weights of a quantised module
+                arguments |= {"input": self._operand(args[0]), **self._unpack(value)}
+            else:
+                arguments[name] = tree_map_only(Tensor, self._operand, value)
+        self.inside = True
+        try:
+            result = call(*args, **kwargs)
+        finally:
+            self.inside = False
+        self._record(operator, arguments, schema.written(operator, named), schema.tensors(result))
+        return result
+
+    def _unpack(self, packed: torch.ScriptObject) -> dict[str, Operand]:
+        """Return the operands inside a quantised module's packed weights, the same values for each call."""
+        layer, _ = self.modules[-1]
+        if layer not in self.packed:
+            self.packed[layer] = {
+                name: Stored.of(f"{layer}.{name}", tensor)
+                for name, tensor in unpack(packed, layer).items()
+                if tensor is not None
+            }
+        return {
+            name: Operand(tuple(value.tensor.shape), value.tensor.dtype, stored=(value,), tensor=value.tensor)
+            for name, value in self.packed[layer].items()
+        }
+
+    def _operand(self, tensor: Tensor) -> Operand:
+        origin = self._origin(tensor)
+        shape = tuple(tensor.shape)
+        if origin.producers:
+            return Operand(shape, tensor.dtype, producers=tuple(sorted(origin.producers)))
+        return Operand(shape, tensor.dtype, stored=tuple(origin.stored.values()), tensor=tensor)
+
+    def _origin(self, tensor: Tensor) -> _Origin:
+        known = self.origins.get(id(tensor)) or self._first_seen(tensor)
+        origin = known
+        for write in self.writes.get(_storage(tensor), ()):
+            if write.time > known.time:
+                origin = origin.merge(write)
+        return origin
+
+    def _first_seen(self, tensor: Tensor) -> _Origin:
+        """Take a tensor that no operator wrote for a stored one; a single number is part of the code."""
+        if id(tensor) in self.stored or tensor.dim() > 0:
+            stored = self.stored.get(id(tensor)) or Stored.of(self._label("tensor"), tensor)
+            return self._keep(tensor, _Origin(0, stored={id(stored): stored}))
+        return self._keep(tensor, _Origin(0))
+
+    def _keep(self, tensor: Tensor, origin: _Origin) -> _Origin:
+        self.alive.append(tensor)
+        self.origins[id(tensor)] = origin
+        return origin
+
+    def _label(self, what: str) -> str:
+        return f"{self.modules[-1][0]}.({what})".lstrip(".")
+
+    def _record(
+        self, operator: Any, arguments: dict[str, Any], written: list[Tensor], outputs: list[Tensor]
+    ) -> None:
+        self.time += 1
+        name = schema.plain_name(operator)
+        # A fill takes no more than the shape of what it fills.
+        sources = {key: value for key, value in arguments.items() if not (is_fill(name) and key == "self")}
+        reads = tuple(leaf for leaf in tree_flatten(sources)[0] if isinstance(leaf, Operand))
+        origins = [_Origin(self.time) for _ in outputs + written]
+        if any(operand.is_activation for operand in reads) or schema.is_random(operator):
+            for origin in origins:
+                origin.producers = frozenset({len(self.operations)})
+            self.operations.append(self._operation(name, arguments, reads, outputs))
+        elif is_move(name):
+            for origin in origins:
+                origin.stored = {id(part): part for operand in reads for part in operand.stored}
+        else:  # computed ahead of time, so that what the image meets is the result
+            for origin, tensor in zip(origins, outputs + written, strict=True):
+                result = self._result(name, tensor, arguments)
+                origin.stored = {id(result): result}
+        for tensor, origin in zip(outputs + written, origins, strict=True):
+            self._keep(tensor, origin)
+        for tensor in written:
+            self.writes.setdefault(_storage(tensor), []).append(self.origins[id(tensor)])
+
+    def _result(self, name: str, tensor: Tensor, arguments: dict[str, Any]) -> Stored:
+        bits = levels_bits(arguments)
+        if bits is None:
+            return Stored.of(self._label(name), tensor)
+        return Stored(self._label(name), tensor, bits, scale_bits(arguments, bits))
+
+    def _operation(
+        self, name: str, arguments: dict[str, Any], reads: tuple[Operand, ...], outputs: list[Tensor]
+    ) -> Operation:
+        index = len(self.operations)
+        layer, module = self.modules[-1]
+        return Operation(
+            index=index,
+            name=name,
+            arguments=arguments,
+            reads=reads,
+            outputs=tuple(Operand(tuple(tensor.shape), tensor.dtype, (index,)) for tensor in outputs),
+            layer=layer,
+            layer_type=type(module),
+            where=_caller(),
+        )
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse layouts have none
+        return id(tensor)
+
+
+_NOT_THE_MODEL = tuple(f"{Path(path).parent}{os.sep}" for path in (torch.__file__, __file__))
+
+
+def _caller() -> str:
+    """Return `file.py:line in function` of the innermost frame that is neither torch's nor this counter's."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith((*_NOT_THE_MODEL, "<")):
+            return f"{Path(path).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "torch"

@@ -1,0 +1,214 @@
+"""A process's turn at a run: it claims the run, keeps it while it trains, and says why it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from job import events
+from job.errors import ConfigurationError, FencedError, JobError, MachineError, PreemptedError
+from job.resume.checkpoints import Checkpoints
+from job.resume.heartbeat import Heartbeat, unsaved_seconds
+from job.resume.notices import NoticePoller
+from job.resume.preemption import Preemption
+from job.resume.saver import Saver
+from job.resume.state import TrainingState
+from job.settings import Placement
+from job.store import Store
+from job.train.history import History
+from job.train.outputs import HISTORY
+from job.train.trainer import Trainer
+
+STATE = "state.pt"
+"""The training state's name among a checkpoint's objects."""
+
+FIRST_NOTICE_SECONDS = 2.0  # that a start waits at most for a cloud to say that the machine is going
+
+
+class Attempt:
+    """The owner of a run, from its claim on.
+
+    `state` is what training goes on with, None from the start; `outputs` what a finished run left.
+    Raises PreemptedError where the machine is about to go, and what `Checkpoints.claim` raises.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        fingerprint: str,
+        machine: dict[str, Any],
+        placement: Placement,
+        preemption: Preemption,
+    ) -> None:
+        self.store, self.preemption = store, preemption
+        self.poller = NoticePoller()
+        self.poller.start()
+        self._refuse_doomed_machine()
+        started = datetime.now(UTC).isoformat()
+        description = {"host": socket.gethostname(), "started": started, **machine}
+        self.checkpoints, found = Checkpoints.claim(store, fingerprint, description)
+        self.saved = int(found.manifest.metrics["checkpoints"]) if found else 0  # by all attempts
+        self.state: TrainingState | None = None
+        self.outputs: dict[str, bytes] | None = None
+        if found and found.manifest.finished:
+            self.outputs = found.objects
+        elif found:
+            self.state = TrainingState.decode(found.objects[STATE])
+            events.emit("resume", attempt=self.generation, epoch=self.state.epoch + 1, step=self.state.step)
+        self.saver = Saver(self._commit, placement.checkpoint_every, placement.storage_budget)
+        self.heartbeat = Heartbeat(store, self.generation, self._describe)
+        self.phase, self.began = "training", time.monotonic()
+        self.noticed = False
+
+    @property
+    def generation(self) -> int:
+        """The number of this attempt, from 1."""
+        return self.checkpoints.generation
+
+    @contextlib.contextmanager
+    def kept(self, trainer: Trainer, history: History) -> Iterator[None]:
+        """Save while the block trains; when it is preempted, save once more within the grace.
+
+        Raises PreemptedError naming what is durable, or what the block raises.
+        """
+        self.trainer, self.history = trainer, history
+        self.saver.start()
+        self.heartbeat.start()
+        try:
+            yield
+        except PreemptedError as error:
+            raise self._last_save(error) from None
+        except (FencedError, MachineError):
+            raise  # the store is another's, or out of reach: nothing can be told there
+        except JobError as error:
+            if self.saver.idle():
+                self.checkpoints.end(f"failed: {error.message}")
+            raise
+        finally:
+            self.saver.close()
+            self.heartbeat.stop()
+            self.poller.stop()
+
+    def after_step(self) -> None:
+        """Do what is due between two steps; raise what must end the training here."""
+        self.saver.check()
+        notice = self.poller.notice
+        if notice is not None and not self.noticed:
+            self.noticed = True
+            self.preemption.expect(notice.gone)
+            self.saver.offer(self._state())
+        elif self.saver.due:
+            self.saver.offer(self._state())
+        self.preemption.check(self.saver.save_seconds)
+
+    def save(self) -> None:
+        """Have the state as it is now saved in the background."""
+        self.saver.check()
+        self.saver.offer(self._state())
+
+    def finish(self, outputs: dict[str, bytes]) -> None:
+        """Commit the run's outputs as its last checkpoint; nothing follows it."""
+        with self.preemption.deferred():
+            self.saver.flush()
+            self.saver.check()
+            self.saver.close()
+            self._write(outputs, self.trainer.epoch, 0, finished=True)
+            self.phase = "finished"
+            self.checkpoints.end("finished")
+
+    def lineage(self) -> dict[str, Any]:
+        """Return the report's lineage section, this attempt told as finished, once all is saved."""
+        self.saver.flush()
+        self.saver.check()
+        attempts = self.checkpoints.attempts()
+        attempts[-1] |= {"ended": datetime.now(UTC).isoformat(), "reason": "finished"}
+        lost = [unsaved_seconds(self.store, attempt) for attempt in attempts]
+        return {
+            "attempts": [
+                {
+                    name: attempt[name]
+                    for name in ("generation", "started", "ended", "reason", "host", "device")
+                }
+                for attempt in attempts
+            ],
+            "checkpoints": self.saved + 1,
+            "lost_seconds": round(sum(lost), 1),
+        }
+
+    def _refuse_doomed_machine(self) -> None:
+        notice = self.poller.first_answer(FIRST_NOTICE_SECONDS)
+        if notice is not None:
+            raise PreemptedError(
+                f"this machine will be taken away in {max(0, round(notice.gone - time.monotonic()))} s",
+                "Run the same command on another one",
+            )
+
+    def _last_save(self, reason: PreemptedError) -> PreemptedError:
+        """Save what can be saved in time; return the error that names what is durable."""
+        if self.phase == "finished":
+            return PreemptedError(f"{reason.message}; the run is finished", "Run the same command again")
+        state, durable = self._state(), self.saver.durable
+        if durable is None or (durable.epoch, durable.step) != (state.epoch, state.step):
+            self.saver.offer(state)
+        saved = self.saver.flush(self.preemption.deadline)
+        if isinstance(self.saver.error, FencedError):
+            raise self.saver.error
+        if saved:
+            self.checkpoints.end("preempted")
+        durable = self.saver.durable
+        place = (
+            f"epoch {durable.epoch + 1} step {durable.step}" if durable else "what this attempt began with"
+        )
+        lost = "" if saved else f", and the steps up to epoch {state.epoch + 1} step {state.step} are lost"
+        return PreemptedError(f"{reason.message}; durable is {place}{lost}", "Run the same command again")
+
+    def _state(self) -> TrainingState:
+        return self.trainer.state(self.history.records)
+
+    def _commit(self, state: TrainingState) -> None:
+        """Write one state; the saver's thread calls it."""
+        if not state.is_finite():
+            raise ConfigurationError(
+                f"the weights are not finite in epoch {state.epoch + 1} at step {state.step}; {self._good()}",
+                "Lower the learning rate in --cycles, or use --precision fp32",
+            )
+        self._write({STATE: state.encode()}, state.epoch, state.step)
+        self.store.put(HISTORY, History(state.history).encode())
+
+    def _write(self, objects: dict[str, bytes], epoch: int, step: int, finished: bool = False) -> None:
+        self.checkpoints.commit(
+            objects,
+            epoch=epoch,
+            step=step,
+            position=epoch * len(self.trainer.batches) + step,
+            metrics={"checkpoints": self.saved + 1},
+            finished=finished,
+        )
+        self.saved += 1
+
+    def _good(self) -> str:
+        durable = self.saver.durable
+        if durable is None:
+            return "no checkpoint of this attempt came before"
+        return f"the checkpoint of epoch {durable.epoch + 1} step {durable.step} is good"
+
+    def _describe(self) -> dict[str, Any]:
+        """Return where the attempt is, for its heartbeat."""
+        records, durable = self.history.records, self.saver.durable
+        safe = durable.taken if durable else self.began
+        return {
+            "phase": self.phase,
+            "epoch": self.trainer.epoch + 1,
+            "epochs": self.trainer.recipe.epochs,
+            "step": self.trainer.step,
+            "steps_per_epoch": len(self.trainer.batches),
+            "accuracy": records[-1]["accuracy"] if records else None,
+            "images_per_second": records[-1]["images_per_second"] if records else None,
+            "checkpoint_every": self.saver.every_seconds,
+            "save_seconds": round(self.saver.save_seconds, 2),
+            "unsaved_seconds": round(time.monotonic() - safe, 1),
+        }
