@@ -23,8 +23,8 @@ from sklearn.preprocessing import StandardScaler
 from job.data.cifar import Split
 from job.data.dataset import prepare
 
-RIDGE_ALPHAS = (1e2, 1e3, 3e3, 1e4, 3e4, 1e5, 1e6)
-LOGISTIC_CS = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+RIDGE_ALPHAS = (1e3, 3e3, 1e4, 3e4, 1e5)
+LOGISTIC_CS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # inverse penalties
 ITERATIONS = 200
 
 

@@ -157,6 +157,7 @@ def cli(log_format: str) -> None:
 @option(
     "--grace", type=SECONDS, default=30.0, metavar="TIME", help="Time from SIGTERM until the machine is gone."
 )
+@option("--exact", is_flag=True, help="Stop with 74 on a machine that is not like the one before.")
 @recipe_options
 @click.pass_context
 def train(
@@ -170,6 +171,7 @@ def train(
     checkpoint_every: float,
     storage_budget: float,
     grace: float,
+    exact: bool,
     **values: Any,
 ) -> None:
     """Fetch the data, train, evaluate and write the score report; go on where an earlier attempt stopped."""
@@ -180,6 +182,7 @@ def train(
         cache,
         checkpoint_every,
         storage_budget,
+        exact,
         device="any" if demo and device == "auto" else device,
     )
     preemption: Preemption = context.obj
@@ -241,10 +244,13 @@ def evaluate(uri: str, data: tuple[str, ...], demo: bool, cache: str, device: st
     metavar="MODULE:FACTORY",
     help="A function of yours that makes the model; it is imported and run.",
 )
-@option("--input", default="3,32,32", metavar="C,H,W", help="Shape of one image.")
+@option("--input", "shape", default="3,32,32", metavar="C,H,W", help="Shape of one image.")
 @option("--rules", default="writeup,leaderboard,official", metavar="NAME,...", help="Rule sets to count by.")
 @option(
-    "--bits", type=click.File(), metavar="FILE", help="JSON with the bits of what is quantised by simulation."
+    "--bits",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="JSON with the bits of what is quantised by simulation.",
 )
 @option("--allow-unknown", is_flag=True, help="List operators that no rule counts instead of failing.")
 @option("--per-layer", is_flag=True, help="Add a row for each layer.")
@@ -252,14 +258,14 @@ def evaluate(uri: str, data: tuple[str, ...], demo: bool, cache: str, device: st
 def score(
     checkpoint: str | None,
     model: str | None,
-    input: str,
+    shape: str,
     rules: str,
-    bits: IO[str] | None,
+    bits: IO[bytes] | None,
     allow_unknown: bool,
     per_layer: bool,
     as_json: bool,
 ) -> None:
-    """Count parameters and operations by the MicroNet Challenge's rules: the default network's, or any model's."""
+    """Score the default network, saved weights or any model by the MicroNet Challenge's rules."""
     from job.score import show, source
     from job.score.bits import Declared
     from job.score.rules import score as count
@@ -267,12 +273,38 @@ def score(
     source.use_one_thread()
     scores = count(
         source.network(checkpoint, model),
-        source.input_shape(input),
+        source.input_shape(shape),
         rules.split(","),
         allow_unknown=allow_unknown,
         declared=Declared.parse(bits.read()) if bits else None,
     )
     click.echo(json.dumps(scores.to_json(per_layer), indent=2) if as_json else show.text(scores, per_layer))
+
+
+@cli.command()
+@click.argument("uri")
+@option("--watch", is_flag=True, help="Go on showing it every five seconds until the run is finished.")
+@json_option
+def status(uri: str, watch: bool, as_json: bool) -> None:
+    """Show where the run at URI stands, from its objects alone."""
+    import time
+
+    from job import events
+    from job.store import open_store
+    from job.store.base import TransientError
+    from job.view import status as view
+
+    store, seen = open_store(uri), None
+    while seen is None or (watch and seen.phase != "finished"):
+        if seen is not None:
+            time.sleep(5)
+        try:
+            seen = view.read(store)
+            click.echo(json.dumps(seen.to_json()) if as_json else view.lines(seen) + "\n" * watch)
+        except TransientError as error:
+            if not watch:
+                raise
+            events.warn("store_unreachable", reason=error.message)
 
 
 def _recipe(context: click.Context, base: settings.Recipe, values: dict[str, Any]) -> settings.Recipe:

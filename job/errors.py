@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class JobError(Exception):
+class ExplainedError(BaseException):
     """Something the user can understand and act on; shown as one line, without a traceback.
 
     `fix` says what to do. `exit_code` is the process's status (see the README's table).
@@ -19,6 +19,10 @@ class JobError(Exception):
     def __str__(self) -> str:
         """Return the cause and, where there is one, the fix."""
         return f"{self.message}. {self.fix}" if self.fix else self.message
+
+
+class JobError(ExplainedError, Exception):
+    """Something went wrong."""
 
 
 class UsageError(JobError):
@@ -39,8 +43,12 @@ class MachineError(JobError):
     exit_code = 74
 
 
-class PreemptedError(JobError):
-    """Stopped from outside before the end."""
+class PreemptedError(ExplainedError):
+    """Stopped from outside before the end.
+
+    No Exception, for the reason that KeyboardInterrupt is none: a library's `except Exception` (botocore
+    has one around each request) would take the stop for a failure of its own.
+    """
 
     exit_code = 75
 

@@ -41,6 +41,12 @@ def emit(event: str, /, **fields: Any) -> None:
     structlog.get_logger().info(event, **fields)
 
 
+def phase(event: str, /, **fields: Any) -> None:
+    """Report that a part of the work begins: for programs that watch, so only as JSON."""
+    if _format == "json":
+        structlog.get_logger().debug(event, **fields)
+
+
 def warn(event: str, /, **fields: Any) -> None:
     """Report something the user should look at although the job goes on."""
     structlog.get_logger().warning(event, **fields)

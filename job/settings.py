@@ -111,4 +111,5 @@ class Placement:
     cache: str  # folder the archive is unpacked in
     checkpoint_every: float = 60.0  # seconds
     storage_budget: float = 1800.0  # seconds without a successful save before the job gives the machine back
+    exact: bool = False  # refuse a machine that is not like the one before
     device: str = "auto"  # auto (a GPU), cuda, cpu, or any (a GPU where there is one)

@@ -22,9 +22,9 @@ def write_archive(
 ) -> str:
     """Write the archive to `path`, whole or not at all; return its SHA-256.
 
-    Labels index `classes`; `superclasses` names the coarse class of each. Neither times nor owners go in, and the
-    gzip blocks are stored, not compressed, because zlib and zlib-ng turn the same bytes into different
-    ones. Raises OSError where the file cannot be written.
+    Labels index `classes`; `superclasses` names the coarse class of each. Neither times nor owners go in,
+    and the gzip blocks are stored, not compressed, because zlib and zlib-ng turn the same bytes into
+    different ones. Raises OSError where the file cannot be written.
     """
     coarse_names = list(dict.fromkeys(superclasses))
     coarse_labels = [coarse_names.index(name) for name in superclasses]

@@ -175,6 +175,7 @@ class Checkpoints:
             if stored.key not in self._written:
                 self._store.put(stored.key, objects[name])
                 self._written.add(stored.key)
+        events.phase("commit", epoch=manifest.epoch + 1, step=manifest.step)
         try:
             self._store.put_if_absent(manifest.key, encoded)
         except ConflictError:
@@ -218,14 +219,14 @@ class Checkpoints:
         pruner = Pruner(self._store, self.generation)
         self._kept, dropped = self._kept[:KEPT], self._kept[KEPT:]
         self._written &= named(self._kept)
+        sweep, self._littered = self._littered, True
         try:
-            if self._littered:
+            if sweep:
                 self._kept = pruner.sweep(self._kept, self._bad)
             else:
                 pruner.drop(dropped, self._kept)
             self._littered = False
         except JobError as error:
-            self._littered = True
             events.warn("prune_failed", store=self._store.uri, reason=str(error))
 
 
@@ -234,5 +235,7 @@ def latest(store: Store) -> Manifest | None:
 
     Claims nothing and checks no objects.
     """
-    seen = head.read(store).head
-    return read(store, seen.manifest) if seen and seen.manifest else None
+    seen = head.read(store)
+    if seen.problem:
+        raise DataError(seen.problem)
+    return read(store, seen.head.manifest) if seen.head and seen.head.manifest else None

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from job.errors import DataError
+from job.errors import DataError, JobError
 from job.resume import documents, head
 from job.resume.manifest import MANIFESTS, MAX_COUNT, OWNER, order_of
 from job.store.base import ConflictError, Store
@@ -119,7 +119,7 @@ def host(store: Store, generation: int) -> str:
     """Return the host that claimed `generation`, or that it is not known."""
     try:
         return str(read(store, generation).attempt.get("host", "an unknown host"))[:100]
-    except (DataError, documents.NewerSchemaError):
+    except JobError:  # it is for a message only
         return "an unknown host"
 
 

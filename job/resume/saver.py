@@ -109,6 +109,7 @@ class Saver:
 
     def _save(self, state: TrainingState, taken: float) -> None:
         started = time.monotonic()
+        events.phase("saving", epoch=state.epoch + 1, step=state.step)
         try:
             self.commit(state)
         except TransientError as error:

@@ -50,7 +50,7 @@ class Declared:
     activations: tuple[tuple[str, Width], ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Declared:
+    def parse(cls, text: str | bytes) -> Declared:
         """Read the JSON shown above; raise UsageError naming what in it is wrong."""
         try:
             document = json.loads(text)

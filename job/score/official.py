@@ -8,7 +8,7 @@ from job.score.folding import Folding, fold
 from job.score.formulas import Term
 from job.score.graph import Graph, Operation
 from job.score.operations import TABLE, is_counted
-from job.score.permutations import shuffles
+from job.score.permutations import VIEWS, shuffles
 from job.score.storage import FREEBIE_BITS, Storage
 from job.score.tally import Line, Tally, Values
 from job.score.values import stored_values
@@ -23,7 +23,9 @@ def official(graph: Graph, storage: Storage) -> Tally:
     shuffled = shuffles(graph)
     left = [operation for operation in graph.operations if operation.index not in folding.gone]
     lines = [_line(operation, folding, storage) for operation in left if is_counted(operation.name)]
-    lines += [_shuffle(graph.operations[index], storage) for index in shuffled]
+    # The operator that is a shuffle has its row; of one that is written out only the views are seen.
+    written_out = [graph.operations[index] for index in shuffled if graph.operations[index].name in VIEWS]
+    lines += [_shuffle(operation, storage) for operation in written_out]
     matrices = {size: _matrix(graph.operations[index], size, storage) for index, size in shuffled.items()}
     return Tally((), tuple(lines), (*stored_values(left, folding, storage), *matrices.values()))
 

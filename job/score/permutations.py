@@ -1,4 +1,4 @@
-"""Channel shuffles written as view, transpose and view, which strides alone would make look free.
+"""Channel shuffles, also those written as view, transpose and view, which strides would make look free.
 
 RULES, FAQ, on ShuffleNet: an arbitrary permutation counts as the product with a sparse permutation matrix,
 and the matrix is stored. What splits one dimension in two, swaps the parts and merges them again is such a
@@ -15,17 +15,18 @@ SWAPS = ("aten.transpose", "aten.permute")
 
 
 def shuffles(graph: Graph) -> dict[int, int]:
-    """Return, by the index of the view that completes each shuffle, the size of the shuffled dimension."""
-    consumers = graph.consumers()
+    """Return, by the index of the operation that completes each, the size of the shuffled dimension."""
     found: dict[int, int] = {}
     for merge in graph.operations:
+        if merge.name == "aten.channel_shuffle":
+            found[merge.index] = merge.output.shape[1]
         if merge.name not in VIEWS:
             continue
         swap = _before(graph, merge)
         if swap is not None and swap.name == "aten.clone":
             swap = _before(graph, swap)
         split = _before(graph, swap) if swap is not None and swap.name in SWAPS else None
-        if split is None or swap is None or split.name not in VIEWS or len(consumers[split.index]) > 1:
+        if split is None or swap is None or split.name not in VIEWS:
             continue
         size = _shuffled(split.reads[0].shape, split.output.shape, swap.output.shape, merge.output.shape)
         if size:

@@ -7,18 +7,21 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, FencedError, JobError, MachineError, PreemptedError
 from job.resume.checkpoints import Checkpoints
-from job.resume.heartbeat import Heartbeat, unsaved_seconds
+from job.resume.claims import lineage
+from job.resume.heartbeat import Beat, Heartbeat, unsaved_seconds
 from job.resume.notices import NoticePoller
 from job.resume.preemption import Preemption
 from job.resume.saver import Saver
 from job.resume.state import TrainingState
 from job.settings import Placement
 from job.store import Store
+from job.train.device import MACHINE
 from job.train.history import History
 from job.train.outputs import HISTORY
 from job.train.trainer import Trainer
@@ -27,6 +30,16 @@ STATE = "state.pt"
 """The training state's name among a checkpoint's objects."""
 
 FIRST_NOTICE_SECONDS = 2.0  # that a start waits at most for a cloud to say that the machine is going
+
+
+def drift(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return {generation, field, before, now} for what differs from the machine of the attempt before."""
+    return [
+        {"generation": attempt["generation"], "field": field, "before": before[field], "now": attempt[field]}
+        for before, attempt in pairwise(attempts)
+        for field in MACHINE
+        if field in before and field in attempt and before[field] != attempt[field]
+    ]
 
 
 class Attempt:
@@ -48,6 +61,7 @@ class Attempt:
         self.poller = NoticePoller()
         self.poller.start()
         self._refuse_doomed_machine()
+        self._tell_drift(machine, placement.exact)
         started = datetime.now(UTC).isoformat()
         description = {"host": socket.gethostname(), "started": started, **machine}
         self.checkpoints, found = Checkpoints.claim(store, fingerprint, description)
@@ -103,7 +117,7 @@ class Attempt:
             self.saver.offer(self._state())
         elif self.saver.due:
             self.saver.offer(self._state())
-        self.preemption.check(self.saver.save_seconds)
+        self.preemption.check(2 * self.saver.save_seconds)  # one save may be in flight, and then the last
 
     def save(self) -> None:
         """Have the state as it is now saved in the background."""
@@ -135,6 +149,7 @@ class Attempt:
                 }
                 for attempt in attempts
             ],
+            "drift": drift(attempts),
             "checkpoints": self.saved + 1,
             "lost_seconds": round(sum(lost), 1),
         }
@@ -146,6 +161,18 @@ class Attempt:
                 f"this machine will be taken away in {max(0, round(notice.gone - time.monotonic()))} s",
                 "Run the same command on another one",
             )
+
+    def _tell_drift(self, machine: dict[str, Any], exact: bool) -> None:
+        changes = drift([*lineage(self.store)[-1:], {"generation": 0, **machine}])
+        here = {change["field"]: (change["before"], change["now"]) for change in changes}
+        if here and exact:
+            listed = ", ".join(f"{field} {before!r} -> {now!r}" for field, (before, now) in here.items())
+            raise MachineError(
+                f"this machine is not like the one before: {listed}",
+                "Use the same kind, or leave --exact out",
+            )
+        if here:
+            events.warn("drift", **{field: f"{before} -> {now}" for field, (before, now) in here.items()})
 
     def _last_save(self, reason: PreemptedError) -> PreemptedError:
         """Save what can be saved in time; return the error that names what is durable."""
@@ -196,19 +223,18 @@ class Attempt:
             return "no checkpoint of this attempt came before"
         return f"the checkpoint of epoch {durable.epoch + 1} step {durable.step} is good"
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self) -> Beat:
         """Return where the attempt is, for its heartbeat."""
-        records, durable = self.history.records, self.saver.durable
-        safe = durable.taken if durable else self.began
-        return {
-            "phase": self.phase,
-            "epoch": self.trainer.epoch + 1,
-            "epochs": self.trainer.recipe.epochs,
-            "step": self.trainer.step,
-            "steps_per_epoch": len(self.trainer.batches),
-            "accuracy": records[-1]["accuracy"] if records else None,
-            "images_per_second": records[-1]["images_per_second"] if records else None,
-            "checkpoint_every": self.saver.every_seconds,
-            "save_seconds": round(self.saver.save_seconds, 2),
-            "unsaved_seconds": round(time.monotonic() - safe, 1),
-        }
+        last = self.history.records[-1] if self.history.records else {}
+        safe = self.saver.durable.taken if self.saver.durable else self.began
+        return Beat(
+            phase=self.phase,
+            epoch=min(self.trainer.epoch + 1, self.trainer.recipe.epochs),
+            epochs=self.trainer.recipe.epochs,
+            step=self.trainer.step,
+            steps_per_epoch=len(self.trainer.batches),
+            batch_size=self.trainer.recipe.batch_size,
+            accuracy=last.get("accuracy"),
+            images_per_second=last.get("images_per_second"),
+            unsaved_seconds=round(time.monotonic() - safe, 1),
+        )

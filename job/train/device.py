@@ -11,6 +11,9 @@ import torch
 from job import events
 from job.errors import ConfigurationError
 
+MACHINE = ("device", "torch", "cuda", "cudnn")
+"""What `machine` returns; a difference between two attempts at a run is drift."""
+
 
 def choose(requested: str) -> torch.device:
     """Return the device for auto (a GPU), cuda, cpu or any (a GPU where there is one).
@@ -72,7 +75,7 @@ def describe(device: torch.device) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str | None]:
-    """Return what the bits hang on besides the recipe; a difference between attempts is drift."""
+    """Return what the bits hang on besides the recipe, by the names in MACHINE."""
     on_gpu = device.type == "cuda"
     return {
         "device": describe(device),

@@ -32,6 +32,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     """
     device = devices.choose(placement.device)
     devices.configure(recipe.deterministic)
+    events.phase("data")
     data = prepare(placement.data, Path(placement.cache))
     precision = devices.resolve_precision(recipe.precision, device)
     recipe = replace(recipe, precision=precision, data_sha256=data.dataset.sha256)
@@ -67,6 +68,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
         while trainer.epoch < recipe.epochs:
             with preemption.deferred():
                 record = trainer.train_epoch()
+            events.phase("evaluate", epoch=trainer.epoch + 1, step=trainer.step)
             predictions = task.evaluate(network)
             record |= {"test_loss": predictions.loss, "accuracy": predictions.accuracy}
             record |= task.holdout_accuracy(network) | {"attempt": attempt.generation}
@@ -75,6 +77,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
                 trainer.next_epoch()
             progress.epoch(record)
         attempt.save()
+        events.phase("score")
         predictions = task.evaluate(network)
         results = conclude(run, recipe, data, info, network, history, predictions, attempt.lineage(), device)
         attempt.finish(results)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from job import events
 from job.errors import ConfigurationError, DataError
 from job.settings import Recipe
 from job.store import open_store
@@ -56,6 +57,7 @@ class Run:
 
     def publish(self, outputs: dict[str, bytes]) -> None:
         """Copy a finished run's outputs, by name, to where people look for them; the report comes last."""
+        events.phase("publish")
         for name in sorted(outputs, key=lambda name: name == REPORT):
             self.store.put(name, outputs[name])
 

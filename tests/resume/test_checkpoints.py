@@ -125,17 +125,26 @@ def test_ten_comes_after_nine(local: Store, commits: tuple[int, ...]) -> None:
     assert found.manifest.position == 10
 
 
+def test_a_newest_manifest_that_cannot_be_named_is_an_error(local: Store) -> None:
+    run = write_run(local, 1)
+    assert latest(local) == resumed(local)[1].manifest
+    local.put("HEAD.json", b"{")
+    with pytest.raises(DataError, match="is not JSON"):
+        latest(local)
+    assert run.generation == 1
+
+
 def test_orphans_of_earlier_attempts_go_and_all_else_stays(store: Store) -> None:
     write_run(store, 2)
     orphans = {f"objects/1-{'a' * 16}/{'0' * 64}", f"objects/2-{'b' * 16}/{'0' * 64}"}
     others = {
         f"objects/9-{'c' * 16}/{'0' * 64}", f"objects/9-{'c' * 16}/short", "objects/readme", "report.json",
-        "recipe.json", "manifests/readme", "claims/readme", "claims/0", "claims/01",
+        "recipe.json", "manifests/readme", "manifests/9-1.json", "claims/readme", "claims/0", "claims/01",
     }  # fmt: skip
-    for key in orphans | others:
-        store.put(key, b"x")
     run, _ = resumed(store)
     assert run.generation == 2
+    for key in orphans | others:
+        store.put(key, b"x")
     commit(run, 3)
     keys = set(contents(store))
     assert others <= keys
@@ -229,6 +238,44 @@ def check_damage(store: Store, damage: str) -> None:
     with skipped() as told:
         _, found = resumed(store)
     assert (found.manifest.position, told) == (9, {})
+
+
+def test_what_does_not_verify_is_not_one_of_the_three(local: Store) -> None:
+    write_run(local, 2, 4)
+    flip(local, objects_of(local, NEWEST)["state.pt"])
+    run, _ = resumed(local)  # from 2-3, which it makes its own as 3-1
+    commit(run, 6)
+    assert {key for key in contents(local) if key.startswith("manifests/")} == {
+        "manifests/3-2.json", "manifests/3-1.json", BEFORE,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["object", "manifest"])
+def test_what_is_not_whole_is_not_one_of_the_three(local: Store, damage: str) -> None:
+    write_run(local, 3)
+    middle = "manifests/1-2.json"
+    if damage == "object":
+        local.delete(objects_of(local, middle)["state.pt"])
+    else:
+        reseal(local, middle, schema="micronet.checkpoint/2")
+    run, _ = resumed(local)
+    commit(run, 4)
+    assert {key for key in contents(local) if key.startswith("manifests/")} == {
+        "manifests/2-1.json", "manifests/1-3.json", "manifests/1-1.json",
+    }  # fmt: skip
+
+
+def test_no_generation_is_given_twice(local: Store) -> None:
+    write_run(local, 1, 1, 1)
+    for generation in (1, 2, 3):
+        local.delete(f"claims/{generation}")
+    run, _ = resumed(local)
+    assert run.generation == 4  # HEAD tells
+    commit(run, 4)
+    for key in ("claims/4", "HEAD.json"):
+        local.delete(key)
+    run, _ = resumed(local)
+    assert run.generation == 5  # the manifests tell
 
 
 ALL_BAD: dict[str, Callable[[Store], object]] = {

@@ -54,16 +54,17 @@ def test_a_commit_costs_few_requests(s3_uri: str, proxy: FaultProxy) -> None:
 
 
 def test_any_answer_of_a_commit_may_be_lost(s3_uri: str, proxy: FaultProxy) -> None:
-    run = write_run(open_store(s3_uri, retry_seconds=5), 3)
+    store = open_store(s3_uri, retry_seconds=5)
+    run = write_run(store, 3)
     with capture_logs():
-        for position in range(4, 11):
+        for position in range(4, 11):  # a commit of seven requests each
             proxy.faults = [("pass", 0)] * (position - 4) + [("lose", 0)]
             commit(run, position)
             assert proxy.faults == []
-            assert document(open_store(s3_uri), "HEAD.json")["position"] == position
-    _, found = resumed(open_store(s3_uri))
+            assert document(store, "HEAD.json")["position"] == position
+    _, found = resumed(store)
     assert found.manifest.position == 10
-    assert len([key for key in contents(open_store(s3_uri)) if key.startswith("manifests/")]) == 3
+    assert len([key for key in contents(store) if key.startswith("manifests/")]) == 3
 
 
 def test_any_answer_of_a_claim_may_be_lost(s3_uri: str, proxy: FaultProxy) -> None:
@@ -82,7 +83,8 @@ def test_any_answer_of_a_claim_may_be_lost(s3_uri: str, proxy: FaultProxy) -> No
 
 def test_after_a_commit_that_failed_the_next_one_goes_on(s3_uri: str, proxy: FaultProxy) -> None:
     """Without retries: an answer is lost or a request never arrives; the attempt does not know which."""
-    run = write_run(open_store(s3_uri, retry_seconds=0), 3)
+    store = open_store(s3_uri, retry_seconds=0)
+    run = write_run(store, 3)
     position = 3
     with capture_logs():
         for fault in ("lose", "refuse"):
@@ -94,12 +96,12 @@ def test_after_a_commit_that_failed_the_next_one_goes_on(s3_uri: str, proxy: Fau
                 assert isinstance(caught.value, MachineError)
                 position += 1
                 commit(run, position)
-                assert document(open_store(s3_uri), "HEAD.json")["position"] == position
-    keys = set(contents(open_store(s3_uri)))
+                assert document(store, "HEAD.json")["position"] == position
+    keys = set(contents(store))
     manifests = {key for key in keys if key.startswith("manifests/")}
     assert len(manifests) == 3
     assert len({key for key in keys if key.startswith("objects/")}) == 3 * 2 + 1
-    _, found = resumed(open_store(s3_uri))
+    _, found = resumed(store)
     assert found.manifest.position == position
 
 
@@ -117,20 +119,19 @@ def test_a_bit_that_flips_on_the_way_does_not_cost_a_checkpoint(s3_uri: str, pro
 
 
 def test_an_outage_during_the_claim_is_not_a_fresh_run(s3_uri: str, proxy: FaultProxy) -> None:
-    write_run(open_store(s3_uri), 2)
-    before = contents(open_store(s3_uri))
     store = open_store(s3_uri, retry_seconds=0)
-    claim(store)
+    write_run(store, 2)
+    before = contents(store)
     count = len(requests_of(proxy, lambda: claim(store)))
     for number in range(count):
         proxy.faults = [("pass", 0)] * number + [("unavailable", 0)]
         with pytest.raises(TransientError):
             claim(store)
-    after = contents(open_store(s3_uri))
+    after = contents(store)
     assert {key for key in after if not key.startswith("claims/")} == {
         key for key in before if not key.startswith("claims/")
     }
-    _, found = resumed(open_store(s3_uri))
+    _, found = resumed(store)
     assert found.manifest.position == 2
 
 
@@ -193,17 +194,16 @@ def test_a_prune_that_fails_is_told_and_made_good(local: Store, allowed: int) ->
     failures = [entry for entry in logs if entry["event"] == "prune_failed"]
     assert failures
     assert all("no deletions today" in entry["reason"] for entry in failures)
-    _, found = resumed(local)
-    assert found.manifest.position == 6
     store.allowed = 100
-    run, _ = claim(store)
     commit(run, 7)
     keys = set(contents(local))
-    manifests = {"manifests/1-5.json", "manifests/1-6.json", "manifests/3-1.json"}
+    manifests = {f"manifests/1-{number}.json" for number in (5, 6, 7)}
     assert {key for key in keys if key.startswith("manifests/")} == manifests
     assert {key for key in keys if key.startswith("objects/")} == {
         key for manifest in manifests for key in objects_of(local, manifest).values()
     }
+    _, found = resumed(local)
+    assert found.manifest.position == 7
 
 
 KILLS = 60

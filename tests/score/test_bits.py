@@ -117,7 +117,11 @@ def test_pruned_weights_are_stored_with_a_bitmask_and_keep_the_freebie() -> None
     assert counted(scores.rule_sets["official"], "conv").denominator == 1
     products = sum(line.multiplications for line in scores.rule_sets["official"].lines)
     assert products == 72 * 36
+    # It goes by the name of the weight, whether or not the pruning has been made permanent.
+    four_bits = declare(parameters={"0.weight": 4})
+    assert official(network, four_bits).parameters == Fraction(72 * 4 + 288, 32) + 8
     prune.remove(network[0], "weight")
+    assert official(network, four_bits).parameters == Fraction(72 * 4 + 288, 32) + 8
     assert official(network).parameters == expected
     # The rule sets of 2019 know the architecture only.
     assert scores.rule_sets["writeup"].parameters == 4 * 8 * 9 + 8
@@ -315,6 +319,7 @@ def test_integers_and_masks_are_no_quantisation() -> None:
     ("text", "cause"),
     [
         ("{", "not JSON"),
+        (b"\xff\xfe\xff", "not JSON"),
         ("[]", "expected an object"),
         ('{"weights": {}}', "expected an object"),
         ('{"parameters": 4}', "not an object of patterns"),
@@ -331,7 +336,7 @@ def test_integers_and_masks_are_no_quantisation() -> None:
         ('{"activations": {"*": {"bits": 4, "sign_bit": 1}}}', "no width"),
     ],
 )
-def test_a_declaration_that_is_wrong_is_refused(text: str, cause: str) -> None:
+def test_a_declaration_that_is_wrong_is_refused(text: str | bytes, cause: str) -> None:
     with pytest.raises(UsageError, match=cause):
         Declared.parse(text)
 

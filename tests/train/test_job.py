@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from job.errors import ConfigurationError, DataError, MachineError
+from job.resume.checkpoints import Checkpoints
 from job.resume.preemption import Preemption
 from job.settings import Cycle, Placement, Recipe
+from job.store import open_store
+from job.train import device as devices
 from job.train import job
 from job.train.assess import assess
 from tests.archives import write_archive
@@ -97,6 +100,17 @@ def test_lineage_tells_the_one_attempt(finished: tuple[Path, dict[str, Any]]) ->
         (1, "finished")
     ]
     assert (lineage["checkpoints"], lineage["lost_seconds"]) == (2, 0)  # the last state, and the outputs
+
+
+def test_another_machine_is_told_and_with_exact_refused(archive: Path, tmp_path: Path) -> None:
+    here = devices.machine(torch.device("cpu"))
+    first = {"host": "there", "started": "2026-11-22T12:00:00+00:00", **here, "torch": "1.1.0"}
+    Checkpoints.claim(open_store(str(tmp_path)), "ab", first)
+    with pytest.raises(MachineError, match=r"torch '1\.1\.0' -> "):
+        train(RECIPE, replace(place(archive, tmp_path), exact=True))
+    lineage = train(RECIPE, place(archive, tmp_path))["lineage"]
+    change = {"field": "torch", "before": "1.1.0", "now": torch.__version__}
+    assert lineage["drift"] == [{"generation": 2, **change}]
 
 
 def test_history_has_a_line_an_epoch(finished: tuple[Path, dict[str, Any]]) -> None:

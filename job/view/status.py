@@ -1,0 +1,119 @@
+"""Where a run stands, read from its objects alone: from a laptop, whatever the machine is doing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from job.errors import DataError
+from job.resume import heartbeat
+from job.resume.checkpoints import latest
+from job.resume.claims import lineage
+from job.resume.heartbeat import Beat
+from job.store.base import Store
+
+SILENT_SECONDS = 3 * heartbeat.EVERY_SECONDS  # without a heartbeat before an attempt is called silent
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the objects say. Ages compare the run's clock with this machine's; None is not known."""
+
+    uri: str
+    phase: str  # finished, a phase of a live attempt, the reason why the last one ended, or silent
+    attempts: int
+    epoch: int | None = None  # being trained, from 1
+    epochs: int | None = None
+    step: int | None = None  # done in that epoch
+    steps_per_epoch: int | None = None
+    accuracy: float | None = None  # on the test set, after the last whole epoch
+    images_per_second: float | None = None
+    checkpoint_epoch: int | None = None  # that the newest durable checkpoint goes on with, from 1
+    checkpoint_step: int | None = None
+    checkpoint_age_seconds: float | None = None
+    lost_if_killed_now_seconds: float | None = None
+    seconds_left: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def read(store: Store, now: datetime | None = None) -> Status:
+    """Return the status of the run in `store`; DataError where there is none."""
+    now = now or datetime.now(UTC)
+    attempts, manifest = lineage(store), latest(store)
+    if not attempts:
+        raise DataError(f"{store.uri} holds no run", "Name the --run of a training")
+    beat = heartbeat.read(store, attempts[-1]["generation"])
+    silence = _age(beat.time, now) if beat else None
+    finished = manifest is not None and manifest.finished
+    ended = "finished" if finished else attempts[-1]["reason"]
+    status = Status(
+        uri=store.uri,
+        phase=ended or "silent",
+        attempts=len(attempts),
+        checkpoint_epoch=manifest.epoch + 1 if manifest else None,
+        checkpoint_step=manifest.step if manifest else None,
+        checkpoint_age_seconds=_age(manifest.saved, now) if manifest else None,
+    )
+    if beat is None:
+        return status
+    status = replace(
+        status,
+        epoch=beat.epoch,
+        epochs=beat.epochs,
+        step=beat.step,
+        steps_per_epoch=beat.steps_per_epoch,
+        accuracy=beat.accuracy,
+        images_per_second=beat.images_per_second,
+    )
+    if ended or silence is None or silence > SILENT_SECONDS:
+        return status
+    return replace(
+        status,
+        phase=beat.phase,
+        lost_if_killed_now_seconds=round(beat.unsaved_seconds + silence, 1),
+        seconds_left=_seconds_left(beat),
+    )
+
+
+def lines(status: Status) -> str:
+    """Return the status for people."""
+    rows = [("run", status.uri), ("phase", status.phase), ("attempts", str(status.attempts))]
+    if status.epoch is not None:
+        rows.append(
+            ("epoch", f"{status.epoch} of {status.epochs}, step {status.step} of {status.steps_per_epoch}")
+        )
+    if status.accuracy is not None:
+        rows.append(("accuracy", f"{status.accuracy:.2%} on the test set"))
+    if status.images_per_second is not None:
+        rows.append(("speed", f"{status.images_per_second:,.0f} images/s"))
+    if status.checkpoint_age_seconds is not None:
+        place = f"epoch {status.checkpoint_epoch} step {status.checkpoint_step}"
+        rows.append(("durable", f"{place}, {_duration(status.checkpoint_age_seconds)} old"))
+    if status.lost_if_killed_now_seconds is not None:
+        rows.append(("at risk", f"killed now you lose {_duration(status.lost_if_killed_now_seconds)}"))
+    if status.seconds_left is not None:
+        rows.append(("time left", _duration(status.seconds_left)))
+    return "\n".join(f"{name:<10}{value}" for name, value in rows)
+
+
+def _age(time: str, now: datetime) -> float:
+    return max(0.0, round((now - datetime.fromisoformat(time)).total_seconds(), 1))
+
+
+def _seconds_left(beat: Beat) -> float | None:
+    """Return the training time left at the last whole epoch's speed."""
+    if not beat.images_per_second:
+        return None
+    steps = (beat.epochs - beat.epoch + 1) * beat.steps_per_epoch - beat.step
+    return round(steps * beat.batch_size / beat.images_per_second, 1)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,0 +1,92 @@
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from job.errors import DataError
+from job.resume import heartbeat
+from job.resume.checkpoints import Checkpoints
+from job.resume.heartbeat import Beat, Heartbeat
+from job.store import Store, open_store
+from job.view import status
+
+BEAT = Beat("training", 3, 10, 50, 100, 256, 0.25, 1280.0, 4.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path))
+
+
+def begin(store: Store) -> Checkpoints:
+    checkpoints, _ = Checkpoints.claim(store, "ab", {"host": "here", "device": "cpu", "started": "now"})
+    Heartbeat(store, checkpoints.generation, lambda: BEAT).write()
+    return checkpoints
+
+
+def commit(checkpoints: Checkpoints, finished: bool = False) -> None:
+    checkpoints.commit({"state": b"x"}, epoch=2, step=40, position=240, metrics={}, finished=finished)
+
+
+def in_seconds(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def test_a_live_run_tells_what_is_durable_and_what_is_at_risk(store: Store) -> None:
+    commit(begin(store))
+    seen = status.read(store, in_seconds(6))
+    assert (seen.phase, seen.attempts, seen.epoch, seen.step) == ("training", 1, 3, 50)
+    assert (seen.checkpoint_epoch, seen.checkpoint_step) == (3, 40)
+    assert seen.checkpoint_age_seconds == pytest.approx(6, abs=2)
+    assert seen.lost_if_killed_now_seconds == pytest.approx(4 + 6, abs=2)
+    assert seen.seconds_left == 750 * 256 / 1280  # 7.5 epochs of 100 steps
+    text = status.lines(seen)
+    assert "epoch 3 step 40" in text
+    assert "killed now you lose" in text
+
+
+def test_an_attempt_without_a_heartbeat_for_long_is_silent(store: Store) -> None:
+    commit(begin(store))
+    seen = status.read(store, in_seconds(3600))
+    assert (seen.phase, seen.lost_if_killed_now_seconds, seen.seconds_left) == ("silent", None, None)
+    assert seen.checkpoint_age_seconds == pytest.approx(3600, abs=2)
+
+
+def test_an_attempt_that_ended_says_why(store: Store) -> None:
+    checkpoints = begin(store)
+    commit(checkpoints)
+    checkpoints.end("preempted")
+    assert status.read(store).phase == "preempted"
+
+
+def test_a_finished_run_is_finished_whatever_came_after(store: Store) -> None:
+    checkpoints = begin(store)
+    commit(checkpoints, finished=True)
+    seen = status.read(store, in_seconds(3600))
+    assert (seen.phase, seen.lost_if_killed_now_seconds) == ("finished", None)
+
+
+def test_before_the_first_checkpoint(store: Store) -> None:
+    begin(store)
+    seen = status.read(store)
+    assert (seen.phase, seen.checkpoint_epoch) == ("training", None)
+
+
+def test_no_run_is_an_error(store: Store) -> None:
+    with pytest.raises(DataError, match="holds no run"):
+        status.read(store)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"schema": "micronet.heartbeat/1"}'])
+def test_a_damaged_heartbeat_is_none(store: Store, content: bytes) -> None:
+    begin(store)
+    store.put(heartbeat.key(1), content)
+    assert status.read(store).phase == "silent"
+
+
+def test_what_a_vanished_attempt_lost_is_read_from_its_heartbeat(store: Store) -> None:
+    begin(store)
+    commit(begin(store))
+    first, second = begin(store).attempts()[:2]
+    assert (first["reason"], heartbeat.unsaved_seconds(store, first)) == ("vanished", 4.0)
+    assert heartbeat.unsaved_seconds(store, second | {"reason": "preempted"}) == 0.0
