@@ -28,12 +28,19 @@ def configure(log_format: str = "human") -> None:
     else:
         processors += [
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            _short_numbers,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False, sort_keys=False
             ),
         ]
     # stderr is looked up at each event, since a progress bar puts itself in its place.
     structlog.configure(processors=processors, logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+
+
+def _short_numbers(
+    logger: Any, method: str, fields: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    return {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in fields.items()}
 
 
 def emit(event: str, /, **fields: Any) -> None:

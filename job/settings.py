@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -70,6 +71,8 @@ class Recipe:
             raise UsageError(
                 f"--depth: {self.depth} is not 6n + 4", "Give 10, 16, 22, 28 or another such depth"
             )
+        if not (math.isfinite(self.weight_decay) and math.isfinite(self.mixup_alpha)):
+            raise UsageError("--weight-decay and --mixup-alpha take finite numbers")
 
     @property
     def epochs(self) -> int:

@@ -77,6 +77,8 @@ def test_options_come_from_the_environment_too(archive: Path, tmp_path: Path) ->
         (["train", "--no-such-option"], ["--no-such-option"]),
         (["train", "--width", "0"], ["--width"]),
         (["train", "--depth", "23", "--device", "cpu"], ["--depth", "6n + 4", "22"]),
+        (["train", "--weight-decay", "nan"], ["--weight-decay"]),
+        (["train", "--checkpoint-every", "0s"], ["--checkpoint-every", "90s"]),
         (["train", "--demo", "--data", "x.tar.gz"], ["--demo"]),
         (["train", "--data", "ftp://host/x.tar.gz", "--device", "cpu"], ["ftp://host/x.tar.gz"]),
         (["no-such-command"], ["no-such-command"]),

@@ -152,7 +152,7 @@ def resumed_into(result: list[int], store: Store) -> None:
 
 
 def test_a_claim_may_be_overtaken_at_any_of_its_operations(local: Store) -> None:
-    """One attempt starts a fresh run; after each of its first operations, in turn, another comes in between."""
+    """One attempt starts a fresh run; after each of its first operations, in turn, another comes between."""
     for steps in range(9):
         store = open_store(f"{local.uri}/{steps}")
         result: list[int | None] = []

@@ -1,0 +1,111 @@
+"""The options that commands share, each with its default and its environment variable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from job import settings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
+    """Return a click option that has an environment variable and shows it with its default."""
+    variable = "MICRONET_" + name.split("/")[0].lstrip("-").upper().replace("-", "_")
+    return click.option(
+        name, *declarations, envvar=variable, show_envvar=True, show_default=True, **attributes
+    )
+
+
+class Seconds(click.ParamType[float]):
+    """A time as `90`, `90s`, `5m` or `1h`; the command gets seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        """Return the seconds; fail for what is no positive time."""
+        text = str(value)
+        factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+        try:
+            seconds = float(text[:-1]) * factor if factor else float(text)
+        except ValueError:
+            seconds = 0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"{text!r} is no time; write for example 90, 90s or 5m", parameter, context)
+        return seconds
+
+
+SECONDS = Seconds()
+
+
+def recipe_options(command: Command) -> Command:
+    """Add an option for each field of the recipe; the command gets them as keywords."""
+    default = settings.Recipe()
+    positive = click.IntRange(min=1)
+    options = [
+        option("--depth", type=click.IntRange(min=10), default=default.depth, help="Depth, 6n + 4."),
+        option("--width", type=positive, default=default.width, help="Width, times 16, 32 and 64 channels."),
+        option(
+            "--cycles",
+            default=",".join(map(str, default.cycles)),
+            metavar="EPOCHS@LR,...",
+            help="One-cycle periods with their peak learning rates.",
+        ),
+        option("--batch-size", type=positive, default=default.batch_size, help="Images a step."),
+        option(
+            "--weight-decay", type=click.FloatRange(min=0), default=default.weight_decay, help="Decoupled."
+        ),
+        option(
+            "--mixup-alpha",
+            type=click.FloatRange(min=0),
+            default=default.mixup_alpha,
+            help="Of mixup's Beta distribution; 0 turns mixup off.",
+        ),
+        option(
+            "--crop-padding",
+            type=click.IntRange(0, 15),
+            default=default.crop_padding,
+            help="Pixels a training image is shifted by at most, with reflection.",
+        ),
+        option(
+            "--holdout",
+            type=click.IntRange(min=0),
+            default=default.holdout,
+            help="Training images kept aside to choose the best epoch on.",
+        ),
+        option("--seed", type=click.IntRange(min=0), default=default.seed, help="Of everything random."),
+        option(
+            "--precision",
+            type=click.Choice(settings.PRECISIONS),
+            default=default.precision,
+            help="Arithmetic of the training step.",
+        ),
+        option(
+            "--deterministic/--no-deterministic",
+            default=default.deterministic,
+            help="Use only algorithms that give the same bits each time.",
+        ),
+    ]
+    for decorate in reversed(options):
+        command = decorate(command)
+    return command
+
+
+data_option = option(
+    "--data",
+    multiple=True,
+    metavar="URI",
+    help="Archive in CIFAR-100's format: a path, https://, file:// or s3:// address, optionally with "
+    "#sha256=HEX. Give several to have them tried in turn. Default: CIFAR-100 from its home.",
+)
+cache_option = option("--cache", default="data", metavar="DIR", help="Folder for the unpacked data.")
+demo_option = option(
+    "--demo", is_flag=True, help="Use a generated data set and a recipe that takes minutes on a processor."
+)
+device_option = option(
+    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="auto is the first GPU."
+)
+json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
