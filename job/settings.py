@@ -98,7 +98,7 @@ class Recipe:
         }
 
 
-DEMO = Recipe(width=1, cycles=(Cycle(8, 5e-3),), batch_size=128)
+DEMO = Recipe(width=1, cycles=(Cycle(6, 2e-2),), batch_size=64)
 """The recipe of `--demo`: minutes on two processor cores (figures in the README)."""
 
 DEMO_DATA = "demo:"

@@ -96,11 +96,13 @@ class Attempt:
             yield
         except PreemptedError as error:
             raise self._last_save(error) from None
-        except (FencedError, MachineError):
-            raise  # the store is another's, or out of reach: nothing can be told there
+        except MachineError:
+            raise  # the store is full or out of reach: nothing can be told there
         except JobError as error:
             if self.saver.idle():
-                self.checkpoints.end(f"failed: {error.message}")
+                self.checkpoints.end(
+                    "fenced" if isinstance(error, FencedError) else f"failed: {error.message}"
+                )
             raise
         finally:
             self.saver.close()
@@ -138,7 +140,9 @@ class Attempt:
         """Return the report's lineage section, this attempt told as finished, once all is saved."""
         self.saver.flush()
         self.saver.check()
-        attempts = self.checkpoints.attempts()
+        attempts = [
+            attempt for attempt in self.checkpoints.attempts() if attempt["generation"] <= self.generation
+        ]
         attempts[-1] |= {"ended": datetime.now(UTC).isoformat(), "reason": "finished"}
         lost = [unsaved_seconds(self.store, attempt) for attempt in attempts]
         return {

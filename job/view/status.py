@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +12,7 @@ from job.resume import heartbeat
 from job.resume.checkpoints import latest
 from job.resume.claims import lineage
 from job.resume.heartbeat import Beat
-from job.store.base import Store
+from job.store.base import AbsentError, Store
 
 SILENT_SECONDS = 3 * heartbeat.EVERY_SECONDS  # without a heartbeat before an attempt is called silent
 
@@ -27,7 +28,7 @@ class Status:
     epochs: int | None = None
     step: int | None = None  # done in that epoch
     steps_per_epoch: int | None = None
-    accuracy: float | None = None  # on the test set, after the last whole epoch
+    accuracy: float | None = None  # on the test set, after the last whole epoch or, finished, of the report
     images_per_second: float | None = None
     checkpoint_epoch: int | None = None  # that the newest durable checkpoint goes on with, from 1
     checkpoint_step: int | None = None
@@ -43,13 +44,13 @@ class Status:
 def read(store: Store, now: datetime | None = None) -> Status:
     """Return the status of the run in `store`; DataError where there is none."""
     now = now or datetime.now(UTC)
-    attempts, manifest = lineage(store), latest(store)
+    attempts = [attempt for attempt in lineage(store) if attempt["reason"] != "refused"]
+    manifest = latest(store)
     if not attempts:
         raise DataError(f"{store.uri} holds no run", "Name the --run of a training")
-    beat = heartbeat.read(store, attempts[-1]["generation"])
-    silence = _age(beat.time, now) if beat else None
-    finished = manifest is not None and manifest.finished
-    ended = "finished" if finished else attempts[-1]["reason"]
+    if manifest is not None and manifest.finished:
+        return Status(store.uri, "finished", len(attempts), accuracy=_final_accuracy(store))
+    ended = attempts[-1]["reason"]
     status = Status(
         uri=store.uri,
         phase=ended or "silent",
@@ -58,8 +59,10 @@ def read(store: Store, now: datetime | None = None) -> Status:
         checkpoint_step=manifest.step if manifest else None,
         checkpoint_age_seconds=_age(manifest.saved, now) if manifest else None,
     )
+    beat = heartbeat.read(store, attempts[-1]["generation"])
     if beat is None:
         return status
+    silence = _age(beat.time, now)
     status = replace(
         status,
         epoch=beat.epoch,
@@ -69,7 +72,7 @@ def read(store: Store, now: datetime | None = None) -> Status:
         accuracy=beat.accuracy,
         images_per_second=beat.images_per_second,
     )
-    if ended or silence is None or silence > SILENT_SECONDS:
+    if ended or silence > SILENT_SECONDS:
         return status
     return replace(
         status,
@@ -98,6 +101,14 @@ def lines(status: Status) -> str:
     if status.seconds_left is not None:
         rows.append(("time left", _duration(status.seconds_left)))
     return "\n".join(f"{name:<10}{value}" for name, value in rows)
+
+
+def _final_accuracy(store: Store) -> float | None:
+    """Return the report's accuracy, None in the moment before it is published."""
+    try:
+        return float(json.loads(store.get("report.json").data)["accuracy"]["final"])
+    except (AbsentError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _age(time: str, now: datetime) -> float:

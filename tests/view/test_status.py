@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from job.errors import DataError
+from job.errors import ConfigurationError, DataError
 from job.resume import heartbeat
 from job.resume.checkpoints import Checkpoints
 from job.resume.heartbeat import Beat, Heartbeat
@@ -62,8 +62,12 @@ def test_an_attempt_that_ended_says_why(store: Store) -> None:
 def test_a_finished_run_is_finished_whatever_came_after(store: Store) -> None:
     checkpoints = begin(store)
     commit(checkpoints, finished=True)
+    assert status.read(store).accuracy is None  # not yet published
+    store.put("report.json", b'{"accuracy": {"final": 0.75}}')
+    with pytest.raises(ConfigurationError):  # an attempt that is refused changes nothing
+        Checkpoints.claim(store, "cd", {})
     seen = status.read(store, in_seconds(3600))
-    assert (seen.phase, seen.lost_if_killed_now_seconds) == ("finished", None)
+    assert (seen.phase, seen.attempts, seen.accuracy, seen.epoch) == ("finished", 1, 0.75, None)
 
 
 def test_before_the_first_checkpoint(store: Store) -> None:

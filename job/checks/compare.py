@@ -1,0 +1,81 @@
+"""What a finished run left, and where two runs of one recipe differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from job.errors import DataError
+from job.store import Store
+from job.train import outputs
+
+MEASURED = (
+    "report.run",
+    "report.lineage",
+    "report.environment",
+    "report.training.images_per_second",
+    "report.training.wall_seconds",
+    "report.training.history",
+    "report.weights.uri",
+    "report.predictions.uri",
+)
+"""What differs between two runs that went the same way: where they were, when, and how fast."""
+
+MEASURED_IN_EPOCH = ("images_per_second", "attempt")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run's report and the records of its history, in the order they stand there."""
+
+    report: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, store: Store) -> Result:
+        """Read what was published; DataError where a file is absent or not of the hash in the report."""
+        report = json.loads(store.get(outputs.REPORT).data)
+        for name, key in (("weights", outputs.WEIGHTS), ("predictions", outputs.PREDICTIONS)):
+            if hashlib.sha256(store.get(key).data).hexdigest() != report[name]["sha256"]:
+                raise DataError(f"{store.uri}/{key} does not have the SHA-256 that its report states")
+        lines = store.get(outputs.HISTORY).data.decode().splitlines()
+        return cls(report, [json.loads(line) for line in lines])
+
+
+def differences(reference: Result, other: Result) -> list[str]:
+    """Return a line for each value, except those MEASURED, in which `other` is not as `reference`.
+
+    The history must have each epoch once, in order; a line says which it has.
+    """
+    epochs = [record["epoch"] for record in other.history]
+    if epochs != list(range(1, reference.report["training"]["epochs"] + 1)):
+        return [f"the history has the epochs {epochs}"]
+    mine, theirs = _values(reference), _values(other)
+    return [
+        f"{path} is {theirs.get(path, 'absent')!r} and not {mine.get(path, 'absent')!r}"
+        for path in sorted(mine.keys() | theirs.keys())
+        if (path in mine, mine.get(path)) != (path in theirs, theirs.get(path))
+    ]
+
+
+def _values(result: Result) -> dict[str, Any]:
+    values = _flat("report", result.report)
+    for record in result.history:
+        kept = {name: value for name, value in record.items() if name not in MEASURED_IN_EPOCH}
+        values |= _flat(f"epoch {record['epoch']}", kept)
+    return values
+
+
+def _flat(path: str, value: Any) -> dict[str, Any]:
+    """Return every plain value in `value` by its path."""
+    if path in MEASURED:
+        return {}
+    if isinstance(value, dict):
+        parts = [(f"{path}.{name}", part) for name, part in value.items()]
+    elif isinstance(value, list):
+        parts = [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+    else:
+        return {path: value}
+    return {name: plain for part in parts for name, plain in _flat(*part).items()}

@@ -1,0 +1,88 @@
+"""Where a selftest kills: planned from a seed, and told afterwards from what the killed one had said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from job.checks.child import Event
+
+PHASES = {
+    "download": ("data", 0.1),
+    "training": ("checkpoint", 0.3),
+    "saving": ("saving", 0.01),
+    "commit": ("commit", 0.02),
+    "evaluation": ("evaluate", 0.02),
+    "scoring": ("score", 0.1),
+    "publishing": ("publish", 0.01),
+}
+"""Of each phase, the event that a kill waits for, and within how many seconds after it the kill comes."""
+
+LATE = ("scoring", "publishing")  # these come once, at a run's end
+
+_ENTERED = {
+    "data": "download",
+    "resume": "training",
+    "train": "training",
+    "evaluate": "evaluation",
+    "epoch": "training",
+    "score": "scoring",
+    "publish": "publishing",
+}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One SIGKILL: `delay_seconds` after the first event that opens `phase` in `epoch` (from 1) or later."""
+
+    phase: str
+    epoch: int
+    delay_seconds: float
+
+    def is_due(self, event: Event) -> bool:
+        """Say whether this is the event."""
+        return bool(event["event"] == PHASES[self.phase][0] and event.get("epoch", math.inf) >= self.epoch)
+
+
+def plan(count: int, epochs: int, seed: int) -> list[Kill]:
+    """Return `count` kills, dealt out to the phases in turn and spread over the run's epochs."""
+    generator = np.random.default_rng(seed)
+    phases = generator.permutation(list(PHASES)).tolist()
+    dealt = [phases[index % len(phases)] for index in range(count)]
+    early = generator.permutation([phase for phase in dealt if phase not in LATE]).tolist()
+    late = sorted((phase for phase in dealt if phase in LATE), key=LATE.index)
+    places = [(phase, 1 + index * (epochs - 1) // len(early)) for index, phase in enumerate(early)]
+    places += [(phase, epochs) for phase in late]
+    return [Kill(phase, epoch, PHASES[phase][1] * generator.random()) for phase, epoch in places]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The phase in which a process ended, and the last epoch and step that it named."""
+
+    phase: str = "start"
+    epoch: int | None = None
+    step: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return what is known of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def place(events: Sequence[Event]) -> Place:
+    """Return where a process was after its last event; saving and commit go on beside the training."""
+    phase, saving = "start", ""
+    epoch = step = None
+    for event in events:
+        name = event["event"]
+        phase = _ENTERED.get(name, phase)
+        if name in ("saving", "commit"):
+            saving = name
+        elif name in ("checkpoint", "resume", "publish"):
+            saving = ""
+        epoch, step = event.get("epoch", epoch), event.get("step", step)
+    return Place(saving or phase, epoch, step)

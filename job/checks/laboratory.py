@@ -1,0 +1,101 @@
+"""A throw-away prefix with a tiny data set, where attempts at tiny runs are made."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from job import events
+from job.checks.child import Child, Event, started
+from job.checks.compare import Result
+from job.data import demo
+from job.data.pack import write_archive
+from job.errors import JobError
+from job.resume.preemption import Preemption
+from job.store import Store, local_path, open_store
+
+ARCHIVE = "data.tar.gz"
+SEED = 2019
+TRAIN_PER_CLASS, TEST_PER_CLASS = 2, 1  # of 100 classes; 0.9 MB
+RECIPE = ("--depth", "10", "--width", "1", "--batch-size", "16", "--precision", "fp32")  # 12 steps an epoch
+CHECKPOINT_EVERY = "0.1s"
+
+
+class Laboratory:
+    """Makes attempts at runs of one recipe below `uri`, each with an empty cache, as on a new machine."""
+
+    def __init__(self, uri: str, folder: Path, epochs: int, device: str, preemption: Preemption) -> None:
+        self.uri, self.folder, self.epochs, self.preemption = uri, folder, epochs, preemption
+        half = epochs // 2
+        self.options = (
+            *RECIPE, "--cycles", f"{epochs - half}@5e-3,{half}@5e-4", "--device", device,
+            "--data", f"{uri}/{ARCHIVE}", "--checkpoint-every", CHECKPOINT_EVERY,
+        )  # fmt: skip
+        self.attempts = 0
+
+    def store(self, run: str) -> Store:
+        """Return where a run lives."""
+        return open_store(f"{self.uri}/{run}")
+
+    def attempt(self, run: str) -> AbstractContextManager[Child]:
+        """Start an attempt at a run; it does not outlive the block."""
+        self.attempts += 1
+        cache = str(self.folder / str(self.attempts))
+        return started(["--run", f"{self.uri}/{run}", "--cache", cache, *self.options], self.preemption)
+
+    def finish(self, run: str) -> list[Event]:
+        """Make an attempt that nothing disturbs; return its events. Raises JobError where it fails."""
+        with self.attempt(run) as child:
+            code = child.end()
+        if code:
+            raise JobError(f"an undisturbed attempt ended with {code}: {child.last_words()}")
+        return child.events
+
+    def result(self, run: str) -> Result:
+        """Return what a finished run left."""
+        return Result.read(self.store(run))
+
+
+@contextmanager
+def laboratory(
+    uri: str, epochs: int, device: str, keep: bool, preemption: Preemption
+) -> Iterator[Laboratory]:
+    """Make one in a prefix below `uri`, which is removed in the end unless `keep`."""
+    home = open_store(uri).uri  # absolute
+    prefix = f"{home}/selftest-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory(prefix="micronet-selftest-") as folder:
+        try:
+            _put_data(open_store(prefix), Path(folder))
+            yield Laboratory(prefix, Path(folder), epochs, device, preemption)
+        finally:
+            if keep:
+                events.emit("kept", prefix=prefix)
+            else:
+                _remove(prefix)
+
+
+def _put_data(store: Store, folder: Path) -> None:
+    """Write the archive, which attempts then download like any other."""
+    generator = np.random.default_rng(SEED)
+    train, test = demo.generate(TRAIN_PER_CLASS, generator), demo.generate(TEST_PER_CLASS, generator)
+    coarse = [shape for shape in demo.SHAPES for _ in demo.HUES]
+    classes = [f"{hue} {shape}" for shape in demo.SHAPES for hue in demo.HUES]
+    write_archive(folder / ARCHIVE, train, test, classes, coarse)
+    store.put(ARCHIVE, (folder / ARCHIVE).read_bytes())
+
+
+def _remove(prefix: str) -> None:
+    path = local_path(prefix)
+    if path is not None:
+        shutil.rmtree(path)
+        return
+    store = open_store(prefix)
+    while entries := store.list():  # again, since a request of a killed process may arrive late
+        for entry in entries:
+            store.delete(entry.key)

@@ -1,0 +1,233 @@
+"""The selftest against a real S3 server, its ends by signals, and that it can fail."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.checks.compare import Result, differences
+from job.checks.kills import LATE, PHASES, Place, place, plan
+from job.errors import DataError
+from job.store import open_store
+
+EPOCHS = 2
+REPORT = {
+    "run": {"id": "abc", "uri": "s3://bucket/one"},
+    "accuracy": {"final": 0.25, "best": {"value": 0.5, "epoch": 1}},
+    "training": {"epochs": EPOCHS, "images_per_second": 100.0, "wall_seconds": 3.0},
+    "weights": {"uri": "s3://bucket/one/weights.safetensors", "sha256": "12ab"},
+    "lineage": {"attempts": [{"generation": 1}]},
+}
+HISTORY = [
+    {"epoch": epoch, "train_loss": 4.5, "images_per_second": 90.0, "attempt": 1}
+    for epoch in range(1, EPOCHS + 1)
+]
+
+
+def run_selftest(uri: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "job.cli", "--log-format", "json", "selftest", "--run", uri, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def assert_proved(done: subprocess.CompletedProcess[str], uri: str, kills: int) -> list[dict[str, Any]]:
+    """Return where the kills came."""
+    assert done.returncode == 0, done.stderr
+    print(done.stderr, done.stdout)
+    said = [json.loads(line) for line in done.stderr.splitlines()]
+    places = [event for event in said if event["event"] == "killed"]
+    assert [event["number"] for event in places] == list(range(1, kills + 1))
+    assert {event["event"] for event in said} >= {"selftest", "paused", "fenced", "fell_back"}
+    assert f"{kills} by SIGKILL" in done.stdout
+    assert open_store(uri).list() == []
+    return places
+
+
+@pytest.mark.timeout(900)
+def test_three_kills_the_fence_and_the_fallback_in_a_bucket(s3_uri: str) -> None:
+    assert_proved(run_selftest(s3_uri, "--kills", "3"), s3_uri, 3)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_twenty_kills_are_spread_over_the_phases(s3_uri: str) -> None:
+    began = time.monotonic()
+    places = assert_proved(run_selftest(s3_uri), s3_uri, 20)
+    print(f"{time.monotonic() - began:.0f} s")
+    phases = Counter(event["phase"] for event in places)
+    assert phases.keys() >= {"download", "training", "commit", "evaluation"}
+    assert phases.keys() & set(LATE)
+    assert len({event.get("epoch") for event in places}) > 5
+
+
+def test_a_bucket_that_is_not_there_is_told_before_anything_is_started(s3_uri: str) -> None:
+    done = run_selftest("s3://no-such-bucket/x", "--kills", "1")
+    assert done.returncode == 78, done.stderr
+    assert "no-such-bucket" in done.stderr
+    assert "killed" not in done.stderr
+
+
+def test_sigterm_ends_it_with_75_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "job.cli", "selftest", "--run", str(tmp_path), "--kills", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        await_(lambda: list(tmp_path.glob("selftest-*/reference/recipe.json")))
+        assert processes_on(tmp_path)
+        process.send_signal(signal.SIGTERM)
+        _, words = process.communicate(timeout=60)
+    assert process.returncode == 75, words
+    assert "Traceback" not in words
+    assert list(tmp_path.iterdir()) == []
+    assert processes_on(tmp_path) == []
+
+
+def test_no_attempt_outlives_a_selftest_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from job.checks.child import Child;"
+        "child = Child(['--run', sys.argv[1]]); print('started', flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout
+    with parent, parent.stdout:
+        assert parent.stdout.readline() == b"started\n"
+        assert len(processes_on(tmp_path)) == 2
+        parent.kill()
+    await_(lambda: processes_on(tmp_path) == [])
+
+
+def await_(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def processes_on(folder: Path) -> list[int]:
+    """Return the processes with the folder among their arguments, without what has ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if str(folder).encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return [number for number in found if number != os.getpid()]
+
+
+def result(changed: Callable[[dict[str, Any], list[dict[str, Any]]], object] = lambda *_: None) -> Result:
+    report, history = copy.deepcopy(REPORT), copy.deepcopy(HISTORY)
+    changed(report, history)
+    return Result(report, history)
+
+
+def test_what_is_measured_may_differ() -> None:
+    def elsewhere(report: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        report["run"]["uri"] = report["weights"]["uri"] = "s3://bucket/two"
+        report["training"] |= {"images_per_second": 7.0, "wall_seconds": 70.0}
+        report["lineage"]["attempts"] *= 3
+        history[1] |= {"images_per_second": 7.0, "attempt": 3}
+
+    assert differences(result(), result(elsewhere)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda report, history: report["weights"].update(sha256="34cd"),
+            ["report.weights.sha256 is '34cd' and not '12ab'"],
+        ),
+        (
+            lambda report, history: report["accuracy"]["best"].update(epoch=2),
+            ["report.accuracy.best.epoch is 2 and not 1"],
+        ),
+        (lambda report, history: report.pop("accuracy"), [
+            "report.accuracy.best.epoch is 'absent' and not 1",
+            "report.accuracy.best.value is 'absent' and not 0.5",
+            "report.accuracy.final is 'absent' and not 0.25",
+        ]),
+        (
+            lambda report, history: history[1].update(train_loss=4.25),
+            ["epoch 2.train_loss is 4.25 and not 4.5"],
+        ),
+        (lambda report, history: history.pop(0), ["the history has the epochs [2]"]),
+        (lambda report, history: history.append(history[1]), ["the history has the epochs [1, 2, 2]"]),
+        (lambda report, history: history.reverse(), ["the history has the epochs [2, 1]"]),
+    ],
+    ids=["weights", "best", "absent", "loss", "gap", "duplicate", "order"],
+)  # fmt: skip
+def test_whatever_else_differs_is_told(change: Callable[..., object], told: list[str]) -> None:
+    assert differences(result(), result(change)) == told
+
+
+def test_published_weights_must_have_the_hash_of_the_report(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of abc (FIPS 180-2)
+    report = {"weights": {"sha256": digest}, "predictions": {"sha256": digest}}
+    store.put("report.json", json.dumps(report).encode())
+    store.put("history.jsonl", b'{"epoch": 1}\n{"epoch": 2}\n')
+    store.put("weights.safetensors", b"abc")
+    store.put("predictions.npz", b"abc")
+    assert [record["epoch"] for record in Result.read(store).history] == [1, 2]
+    store.put("weights.safetensors", b"abd")
+    with pytest.raises(DataError, match=r"weights\.safetensors"):
+        Result.read(store)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 20])
+def test_kills_are_dealt_out_evenly_and_the_late_ones_come_last(count: int) -> None:
+    for seed in range(20):
+        kills = plan(count, epochs=10, seed=seed)
+        dealt = Counter(kill.phase for kill in kills)
+        assert dealt.total() == count
+        assert max(dealt.values()) - min(dealt[phase] for phase in PHASES) <= 1, f"seed {seed}"
+        phases = [kill.phase for kill in kills]
+        first_late = next((index for index, phase in enumerate(phases) if phase in LATE), count)
+        assert all(phase in LATE for phase in phases[first_late:])
+        early = [kill.epoch for kill in kills[:first_late]]
+        assert early == sorted(early)
+        assert all(1 <= epoch <= 10 for epoch in early)
+        assert kills == plan(count, epochs=10, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("names", "phase"),
+    [
+        ("", "start"),
+        ("data", "download"),
+        ("data resume train", "training"),
+        ("data train saving", "saving"),
+        ("data train saving evaluate", "saving"),
+        ("data train saving commit", "commit"),
+        ("data train saving commit checkpoint", "training"),
+        ("data train saving commit checkpoint evaluate", "evaluation"),
+        ("data train evaluate epoch", "training"),
+        ("data train evaluate epoch score", "scoring"),
+        ("data train evaluate epoch score commit publish", "publishing"),
+    ],
+)
+def test_the_phase_of_a_kill_is_read_from_the_events(names: str, phase: str) -> None:
+    assert place([{"event": name} for name in names.split()]) == Place(phase)
+
+
+def test_the_epoch_and_step_of_a_kill_are_the_last_that_were_named() -> None:
+    events = [
+        {"event": "train", "attempt": 2},
+        {"event": "saving", "epoch": 3, "step": 8},
+        {"event": "epoch", "epoch": 4},
+    ]
+    assert place(events[:1]).fields() == {"phase": "training"}
+    assert place(events[:2]).fields() == {"phase": "saving", "epoch": 3, "step": 8}
+    assert place(events).fields() == {"phase": "saving", "epoch": 4, "step": 8}
