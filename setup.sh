@@ -71,7 +71,8 @@ run_tests() {
   mypy
   lint-imports
   shellcheck setup.sh .ci/run
-  python -m pytest -m "$soak"
+  # One thread each: two processes with two each would mostly wait for one another.
+  OMP_NUM_THREADS=1 python -m pytest -m "$soak" -n 2 --dist loadfile
 }
 
 case "${1:-}" in

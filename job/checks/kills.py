@@ -74,7 +74,10 @@ class Place:
 
 
 def place(events: Sequence[Event]) -> Place:
-    """Return where a process was after its last event; saving and commit go on beside the training."""
+    """Return where a process was after its last event; it saves and commits beside the rest.
+
+    Evaluation, the shortest phase, is told even then.
+    """
     phase, saving = "start", ""
     epoch = step = None
     for event in events:
@@ -85,4 +88,4 @@ def place(events: Sequence[Event]) -> Place:
         elif name in ("checkpoint", "resume", "publish"):
             saving = ""
         epoch, step = event.get("epoch", epoch), event.get("step", step)
-    return Place(saving or phase, epoch, step)
+    return Place(phase if phase == "evaluation" else saving or phase, epoch, step)

@@ -23,7 +23,7 @@ from job.settings import Placement
 from job.store import Store
 from job.train.device import MACHINE
 from job.train.history import History
-from job.train.outputs import HISTORY
+from job.train.outputs import HistoryCopy
 from job.train.trainer import Trainer
 
 STATE = "state.pt"
@@ -73,6 +73,7 @@ class Attempt:
         elif found:
             self.state = TrainingState.decode(found.objects[STATE])
             events.emit("resume", attempt=self.generation, epoch=self.state.epoch + 1, step=self.state.step)
+        self.history_copy = HistoryCopy(store)
         self.saver = Saver(self._commit, placement.checkpoint_every, placement.storage_budget)
         self.heartbeat = Heartbeat(store, self.generation, self._describe)
         self.phase, self.began = "training", time.monotonic()
@@ -208,7 +209,7 @@ class Attempt:
                 "Lower the learning rate in --cycles, or use --precision fp32",
             )
         self._write({STATE: state.encode()}, state.epoch, state.step)
-        self.store.put(HISTORY, History(state.history).encode())
+        self.history_copy.write(History(state.history).encode())
 
     def _write(self, objects: dict[str, bytes], epoch: int, step: int, finished: bool = False) -> None:
         self.checkpoints.commit(

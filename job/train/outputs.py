@@ -82,6 +82,34 @@ class Run:
         return content
 
 
+class HistoryCopy:
+    """The `history.jsonl` of a run that is being trained: a copy, for people, of what its checkpoints hold.
+
+    It is replaced only as it was last seen: an attempt that was paused before a write and is fenced by the
+    time it wakes up leaves the newer one's alone.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.version = store, self._seen(store)
+
+    def write(self, data: bytes) -> None:
+        """Write it, unless somebody else has; to be called after a commit, which says whose the run is."""
+        try:
+            if self.version is None:
+                self.version = self.store.put_if_absent(HISTORY, data)
+            else:
+                self.version = self.store.put_if_match(HISTORY, data, self.version)
+        except ConflictError:
+            self.version = self._seen(self.store)
+
+    @staticmethod
+    def _seen(store: Store) -> str | None:
+        try:
+            return store.get(HISTORY).version
+        except AbsentError:
+            return None
+
+
 def encode_predictions(predictions: Predictions) -> bytes:
     """Return an npz of label [N], prediction [N] and top_five [N, 5] (best first), all int64."""
     buffer = io.BytesIO()

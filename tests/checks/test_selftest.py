@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 from job.checks.compare import Result, differences
-from job.checks.kills import LATE, PHASES, Place, place, plan
+from job.checks.kills import LATE, PHASES, Kill, Place, place, plan
+from job.checks.laboratory import laboratory
+from job.checks.selftest import prove_same_bits
 from job.errors import DataError
+from job.resume.preemption import Preemption
 from job.store import open_store
 
 EPOCHS = 2
@@ -70,6 +73,18 @@ def test_twenty_kills_are_spread_over_the_phases(s3_uri: str) -> None:
     assert phases.keys() >= {"download", "training", "commit", "evaluation"}
     assert phases.keys() & set(LATE)
     assert len({event.get("epoch") for event in places}) > 5
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_kill_that_comes_too_late_is_made_up_for_in_another_run(tmp_path: Path) -> None:
+    with laboratory(str(tmp_path), 2, "cpu", False, Preemption(10)) as lab:
+        lab.finish("reference")
+        late = Kill("publishing", epoch=2, delay_seconds=20)
+        (where,) = prove_same_bits(lab, lab.result("reference"), [late])
+        assert where.phase == "publishing"
+        runs = {entry.key.split("/")[0] for entry in open_store(lab.uri).list()}
+    assert runs == {"data.tar.gz", "reference", "killed-1", "killed-2"}
 
 
 def test_a_bucket_that_is_not_there_is_told_before_anything_is_started(s3_uri: str) -> None:
@@ -209,7 +224,8 @@ def test_kills_are_dealt_out_evenly_and_the_late_ones_come_last(count: int) -> N
         ("data", "download"),
         ("data resume train", "training"),
         ("data train saving", "saving"),
-        ("data train saving evaluate", "saving"),
+        ("data train saving evaluate", "evaluation"),
+        ("data train saving evaluate epoch", "saving"),
         ("data train saving commit", "commit"),
         ("data train saving commit checkpoint", "training"),
         ("data train saving commit checkpoint evaluate", "evaluation"),
