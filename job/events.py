@@ -11,7 +11,6 @@ import structlog
 if TYPE_CHECKING:
     import rich.progress
 
-FORMATS = ("human", "json")
 _format = "human"
 
 
