@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -109,3 +110,20 @@ device_option = option(
     "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="auto is the first GPU."
 )
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def chosen_recipe(context: click.Context, base: settings.Recipe, values: dict[str, Any]) -> settings.Recipe:
+    """Return `base` with the options that were given, on the command line or in the environment."""
+    given: dict[str, Any] = {
+        name: settings.parse_cycles(value) if name == "cycles" else value
+        for name, value in values.items()
+        if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT
+    }
+    return replace(base, **given)
+
+
+def sources(data: tuple[str, ...], demo: bool) -> tuple[str, ...]:
+    """Return where the data comes from, for `Placement.data`."""
+    if data and demo:
+        raise click.UsageError("--demo generates its data: leave --data out")
+    return (settings.DEMO_DATA,) if demo else data

@@ -1,0 +1,27 @@
+"""`micronet evaluate`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from job.commands.options import cache_option, data_option, demo_option, device_option, json_option, sources
+
+
+@click.command()
+@click.argument("uri")
+@data_option
+@demo_option
+@cache_option
+@device_option
+@json_option
+def evaluate(uri: str, data: tuple[str, ...], demo: bool, cache: str, device: str, as_json: bool) -> None:
+    """Measure the test accuracy of the weights of the run (or the .safetensors file) at URI."""
+    from job.train.assess import assess
+
+    result = assess(uri, sources(data, demo), cache, "any" if device == "auto" else device)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        click.echo("accuracy  {accuracy:.4f}  ({correct} of {total} test images)".format(**result))

@@ -1,0 +1,86 @@
+"""`micronet train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from job import settings
+from job.commands.options import (
+    SECONDS,
+    cache_option,
+    chosen_recipe,
+    data_option,
+    demo_option,
+    device_option,
+    option,
+    recipe_options,
+    sources,
+)
+from job.resume.preemption import Preemption
+
+
+@click.command()
+@option("--run", metavar="URI", help="Folder of the run's outputs. Default: runs/<fingerprint>.")
+@data_option
+@demo_option
+@cache_option
+@device_option
+@option(
+    "--checkpoint-every",
+    type=SECONDS,
+    default=settings.Placement.checkpoint_every,
+    metavar="TIME",
+    help="Time between checkpoints, such as 60s or 5m.",
+)
+@option(
+    "--storage-budget",
+    type=SECONDS,
+    default=settings.Placement.storage_budget,
+    metavar="TIME",
+    help="How long training goes on while nothing can be saved.",
+)
+@option(
+    "--grace", type=SECONDS, default=30.0, metavar="TIME", help="Time from SIGTERM until the machine is gone."
+)
+@option("--exact", is_flag=True, help="Stop with 74 on a machine that is not like the one before.")
+@recipe_options
+@click.pass_context
+def train(
+    context: click.Context,
+    /,
+    run: str | None,
+    data: tuple[str, ...],
+    demo: bool,
+    cache: str,
+    device: str,
+    checkpoint_every: float,
+    storage_budget: float,
+    grace: float,
+    exact: bool,
+    **values: Any,
+) -> None:
+    """Fetch the data, train, evaluate and write the score report; go on where an earlier attempt stopped."""
+    recipe = chosen_recipe(context, settings.DEMO if demo else settings.Recipe(), values)
+    placement = settings.Placement(
+        run,
+        sources(data, demo),
+        cache,
+        checkpoint_every,
+        storage_budget,
+        exact,
+        device="any" if demo and device == "auto" else device,
+    )
+    preemption: Preemption = context.obj
+    preemption.grace_seconds = grace
+    with preemption.deferred():  # torn imports leave modules that cannot be used
+        from job.train.job import train as run_job
+
+    report = run_job(recipe, placement, preemption)
+    accuracy, score = report["accuracy"], report["score"]["leaderboard"]["score"]
+    click.echo(
+        f"accuracy  {accuracy['final']:.4f}  ({accuracy['correct']} of {accuracy['total']} test images)"
+    )
+    click.echo(f"score     {score:.5f}  (MicroNet Challenge, as listed)")
+    click.echo(f"report    {report['run']['uri']}/report.json")
