@@ -10,7 +10,7 @@ from typing import Any
 
 from job.errors import UsageError
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """Arithmetic of the training step; `auto` is resolved once, when the run is created."""
 
 
@@ -62,6 +62,8 @@ class Recipe:
     holdout: int = 0  # training images kept aside to choose the best epoch on
     seed: int = 22
     precision: str = "auto"
+    compile: bool = False  # the training step by torch.compile
+    evaluate_every: int = 5  # epochs; each of the last tenth, and of the last ten, is evaluated
     deterministic: bool = True  # only algorithms that give the same bits each time
     data_sha256: str = ""
 
@@ -78,6 +80,10 @@ class Recipe:
     def epochs(self) -> int:
         """Epochs of all cycles together."""
         return sum(cycle.epochs for cycle in self.cycles)
+
+    def evaluates(self, epoch: int) -> bool:
+        """Say whether the test set is looked at after `epoch`, from 1."""
+        return epoch % self.evaluate_every == 0 or epoch > self.epochs - max(10, self.epochs // 10)
 
     @property
     def fingerprint(self) -> str:
@@ -101,6 +107,9 @@ class Recipe:
 DEMO = Recipe(width=1, cycles=(Cycle(6, 2e-2),), batch_size=64)
 """The recipe of `--demo`: minutes on two processor cores (figures in the README)."""
 
+RETRY_SECONDS = 120.0
+"""How long a call of a store is repeated, unless told otherwise."""
+
 DEMO_DATA = "demo:"
 """The source that stands for the generated data set."""
 
@@ -115,4 +124,10 @@ class Placement:
     checkpoint_every: float = 60.0  # seconds
     storage_budget: float = 1800.0  # seconds without a successful save before the job gives the machine back
     exact: bool = False  # refuse a machine that is not like the one before
+    accept_drift: bool = False  # go on with another recipe than the run's, and record it
     device: str = "auto"  # auto (a GPU), cuda, cpu, or any (a GPU where there is one)
+
+    @property
+    def retry_seconds(self) -> float:
+        """How long one call of the run's store is repeated."""
+        return min(RETRY_SECONDS, self.storage_budget)

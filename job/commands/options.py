@@ -85,6 +85,18 @@ def recipe_options(command: Command) -> Command:
             help="Arithmetic of the training step.",
         ),
         option(
+            "--compile/--no-compile",
+            default=default.compile,
+            help="Compile the training step (needs a C++ compiler; the first step then takes a minute).",
+        ),
+        option(
+            "--evaluate-every",
+            type=positive,
+            default=default.evaluate_every,
+            metavar="EPOCHS",
+            help="Between evaluations; each of the last tenth of the epochs, and of the last ten, has one.",
+        ),
+        option(
             "--deterministic/--no-deterministic",
             default=default.deterministic,
             help="Use only algorithms that give the same bits each time.",

@@ -45,6 +45,9 @@ from job.resume.preemption import Preemption
     "--grace", type=SECONDS, default=30.0, metavar="TIME", help="Time from SIGTERM until the machine is gone."
 )
 @option("--exact", is_flag=True, help="Stop with 74 on a machine that is not like the one before.")
+@option(
+    "--accept-drift", is_flag=True, help="Go on with other recipe options than the run's; the report tells."
+)
 @recipe_options
 @click.pass_context
 def train(
@@ -59,6 +62,7 @@ def train(
     storage_budget: float,
     grace: float,
     exact: bool,
+    accept_drift: bool,
     **values: Any,
 ) -> None:
     """Fetch the data, train, evaluate and write the score report; go on where an earlier attempt stopped."""
@@ -70,6 +74,7 @@ def train(
         checkpoint_every,
         storage_budget,
         exact,
+        accept_drift,
         device="any" if demo and device == "auto" else device,
     )
     preemption: Preemption = context.obj

@@ -21,8 +21,10 @@ class TrainingState:
 
     epoch: int  # from 0; the epoch and step that training goes on with
     step: int
+    steps_per_epoch: int
     network: dict[str, Tensor]  # parameters and batch-norm buffers
     optimizer: list[dict[str, Tensor]]  # for each parameter in order; empty before the first step
+    scaler: dict[str, float]  # of fp16's loss; empty for other precisions
     loss_total: Tensor  # of the epoch's steps so far, scalar float32
     epoch_seconds: float  # spent on the epoch's steps so far, over all attempts
     history: list[dict[str, Any]]  # records of the finished epochs

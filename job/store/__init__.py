@@ -6,12 +6,11 @@ import urllib.parse
 from pathlib import Path
 
 from job.errors import DataError, UsageError
+from job.settings import RETRY_SECONDS
 from job.store.base import Store, check_key
 from job.store.retry import RetryingStore
 
-RETRY_SECONDS = 120.0
-
-__all__ = ["RETRY_SECONDS", "Store", "local_path", "open_store"]
+__all__ = ["Store", "local_path", "open_store"]
 
 
 def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:

@@ -22,6 +22,16 @@ LONGEST_PAUSE_SECONDS = 10.0
 T = TypeVar("T")
 
 
+def patiently(call: Callable[[], T], seconds: float) -> T:
+    """Return what `call` returns, repeated after a TransientError until `seconds` are over."""
+    return Retrying(
+        retry=retry_if_exception_type(TransientError),
+        stop=stop_after_delay(seconds),
+        wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_SECONDS),
+        reraise=True,
+    )(call)
+
+
 class RetryingStore:
     """The store `inner`, each of its calls repeated after a TransientError until `budget_seconds` are over.
 

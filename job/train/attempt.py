@@ -7,39 +7,30 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, FencedError, JobError, MachineError, PreemptedError
-from job.resume.checkpoints import Checkpoints
+from job.resume.checkpoints import Checkpoint, Checkpoints
 from job.resume.claims import lineage
 from job.resume.heartbeat import Beat, Heartbeat, unsaved_seconds
 from job.resume.notices import NoticePoller
 from job.resume.preemption import Preemption
 from job.resume.saver import Saver
 from job.resume.state import TrainingState
+from job.resume.unsaved import Unsaved
 from job.settings import Placement
-from job.store import Store
-from job.train.device import MACHINE
+from job.store.retry import patiently
+from job.train.drift import drift
 from job.train.history import History
-from job.train.outputs import HistoryCopy
+from job.train.outputs import HistoryCopy, Run
 from job.train.trainer import Trainer
 
 STATE = "state.pt"
 """The training state's name among a checkpoint's objects."""
 
 FIRST_NOTICE_SECONDS = 2.0  # that a start waits at most for a cloud to say that the machine is going
-
-
-def drift(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return {generation, field, before, now} for what differs from the machine of the attempt before."""
-    return [
-        {"generation": attempt["generation"], "field": field, "before": before[field], "now": attempt[field]}
-        for before, attempt in pairwise(attempts)
-        for field in MACHINE
-        if field in before and field in attempt and before[field] != attempt[field]
-    ]
 
 
 class Attempt:
@@ -50,32 +41,27 @@ class Attempt:
     """
 
     def __init__(
-        self,
-        store: Store,
-        fingerprint: str,
-        machine: dict[str, Any],
-        placement: Placement,
-        preemption: Preemption,
+        self, run: Run, machine: dict[str, Any], placement: Placement, preemption: Preemption
     ) -> None:
-        self.store, self.preemption = store, preemption
+        self.run, self.store, self.preemption = run, run.store, preemption
+        self.budget_seconds = placement.storage_budget
+        self.unsaved = Unsaved(Path(placement.cache), run.recipe.fingerprint)
         self.poller = NoticePoller()
         self.poller.start()
         self._refuse_doomed_machine()
         self._tell_drift(machine, placement.exact)
         started = datetime.now(UTC).isoformat()
         description = {"host": socket.gethostname(), "started": started, **machine}
-        self.checkpoints, found = Checkpoints.claim(store, fingerprint, description)
+        description["recipe"] = run.recipe.to_json()
+        self.checkpoints, found = Checkpoints.claim(self.store, run.identity, description)
         self.saved = int(found.manifest.metrics["checkpoints"]) if found else 0  # by all attempts
-        self.state: TrainingState | None = None
-        self.outputs: dict[str, bytes] | None = None
-        if found and found.manifest.finished:
-            self.outputs = found.objects
-        elif found:
-            self.state = TrainingState.decode(found.objects[STATE])
+        self.outputs = found.objects if found and found.manifest.finished else None
+        self.state = None if self.outputs else self._newest(found)
+        if self.state:
             events.emit("resume", attempt=self.generation, epoch=self.state.epoch + 1, step=self.state.step)
-        self.history_copy = HistoryCopy(store)
+        self.history_copy = HistoryCopy(self.store)
         self.saver = Saver(self._commit, placement.checkpoint_every, placement.storage_budget)
-        self.heartbeat = Heartbeat(store, self.generation, self._describe)
+        self.heartbeat = Heartbeat(self.store, self.generation, self._describe)
         self.phase, self.began = "training", time.monotonic()
         self.noticed = False
 
@@ -97,8 +83,11 @@ class Attempt:
             yield
         except PreemptedError as error:
             raise self._last_save(error) from None
-        except MachineError:
-            raise  # the store is full or out of reach: nothing can be told there
+        except MachineError as error:  # the store is full or out of reach: nothing can be told there
+            if error is self.saver.error:
+                self.unsaved.keep(self._state())
+                error.message += f"; the state is kept in {self.unsaved.path}"
+            raise
         except JobError as error:
             if self.saver.idle():
                 self.checkpoints.end(
@@ -129,13 +118,14 @@ class Attempt:
 
     def finish(self, outputs: dict[str, bytes]) -> None:
         """Commit the run's outputs as its last checkpoint; nothing follows it."""
-        with self.preemption.deferred():
-            self.saver.flush()
-            self.saver.check()
-            self.saver.close()
-            self._write(outputs, self.trainer.epoch, 0, finished=True)
-            self.phase = "finished"
-            self.checkpoints.end("finished")
+        self.saver.flush()
+        self.saver.check()
+        self.saver.close()
+        patiently(lambda: self._commit_outputs(outputs), self.budget_seconds)
+
+    def publish(self, outputs: dict[str, bytes]) -> None:
+        """Copy a finished run's outputs to where people look for them."""
+        patiently(lambda: self.run.publish(outputs), self.budget_seconds)
 
     def lineage(self) -> dict[str, Any]:
         """Return the report's lineage section, this attempt told as finished, once all is saved."""
@@ -168,7 +158,8 @@ class Attempt:
             )
 
     def _tell_drift(self, machine: dict[str, Any], exact: bool) -> None:
-        changes = drift([*lineage(self.store)[-1:], {"generation": 0, **machine}])
+        now = {"generation": 0, **machine, "recipe": self.run.recipe.to_json()}
+        changes = drift([*lineage(self.store)[-1:], now])
         here = {change["field"]: (change["before"], change["now"]) for change in changes}
         if here and exact:
             listed = ", ".join(f"{field} {before!r} -> {now!r}" for field, (before, now) in here.items())
@@ -209,7 +200,23 @@ class Attempt:
                 "Lower the learning rate in --cycles, or use --precision fp32",
             )
         self._write({STATE: state.encode()}, state.epoch, state.step)
+        self.unsaved.drop()
         self.history_copy.write(History(state.history).encode())
+
+    def _commit_outputs(self, outputs: dict[str, bytes]) -> None:
+        with self.preemption.deferred():
+            self._write(outputs, self.trainer.epoch, 0, finished=True)
+            self.phase = "finished"
+            self.checkpoints.end("finished")
+
+    def _newest(self, found: Checkpoint | None) -> TrainingState | None:
+        """Return the state that is further on: of the newest checkpoint, or what no store would take."""
+        state = TrainingState.decode(found.objects[STATE]) if found else None
+        kept = self.unsaved.find()
+        if kept and (state is None or (kept.epoch, kept.step) > (state.epoch, state.step)):
+            events.emit("unsaved_state", file=self.unsaved.path)
+            return kept
+        return state
 
     def _write(self, objects: dict[str, bytes], epoch: int, step: int, finished: bool = False) -> None:
         self.checkpoints.commit(

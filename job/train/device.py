@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from pathlib import Path
 
 import torch
@@ -45,15 +46,17 @@ def _why_no_gpu() -> str:
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
-    """Return `requested`, with `auto` being bf16 where the hardware multiplies it natively, else fp32."""
+    """Return `requested`, with `auto` being bf16 where the hardware multiplies it natively.
+
+    Elsewhere auto is fp16 on a GPU, which has had it since compute capability 7, and fp32.
+    """
     if requested != "auto":
         return requested
     if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return "bf16" if fast else "fp32"
+        capability = torch.cuda.get_device_capability(device)
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
 
 def configure(deterministic: bool) -> None:
@@ -65,6 +68,20 @@ def configure(deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
         # Filling fresh memory guards against reading it, which nothing here does, and costs a pass each time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def prepare_compiler(cache: Path) -> None:
+    """Keep what torch.compile makes in `cache`; ConfigurationError where it finds no C++ compiler.
+
+    Never in a store: it is native code, and what a store holds is only ever data.
+    """
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if not any(map(shutil.which, compilers)):
+        raise ConfigurationError(
+            f"--compile needs a C++ compiler, and there is no {' or '.join(compilers)}",
+            "Install one (apt-get install g++), or leave --compile out",
+        )
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache.absolute() / "compiled")
 
 
 def describe(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Accuracy in fp32, whatever the training precision was; `device.configure` turns TF32 off."""
+"""The network's answers: in fp32 for a report, whatever the training precision was; TF32 is off."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job.train.loader import Images, Normalisation
+from job.train.precision import Precision
 
 BATCH_SIZE = 500  # fixed, since the batch's shape can change the bits; 20 batches for 10,000 images
 
@@ -36,14 +37,16 @@ class Predictions:
         return self.correct / len(self.labels)
 
 
-def predict(network: nn.Module, images: Images, normalise: Normalisation) -> Predictions:
+def predict(
+    network: nn.Module, images: Images, normalise: Normalisation, precision: str = "fp32"
+) -> Predictions:
     """Run `network` in evaluation mode over all `images`; its mode is put back afterwards."""
-    training = network.training
+    training, model = network.training, Precision(network, precision)
     network.eval()
     try:
         with torch.inference_mode():
             logits = [
-                network(normalise(pixels.float().div_(255)))
+                model(normalise(pixels.float().div_(255)))
                 for pixels in torch.split(images.pixels, BATCH_SIZE)
             ]
     finally:

@@ -15,11 +15,13 @@ from job.data.dataset import prepare
 from job.network.weights import NetworkInfo
 from job.resume.preemption import Preemption
 from job.settings import Placement, Recipe
+from job.store import open_store
 from job.train import device as devices
 from job.train import outputs
 from job.train.attempt import Attempt
 from job.train.history import History
 from job.train.outputs import Run
+from job.train.startup import Startup
 from job.train.summary import conclude
 from job.train.task import Task
 from job.train.trainer import Trainer
@@ -30,21 +32,27 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
 
     A finished run is not trained again. Raises JobError.
     """
+    startup = Startup()
+    startup.lap("imports")
     device = devices.choose(placement.device)
     devices.configure(recipe.deterministic)
+    if recipe.compile:
+        devices.prepare_compiler(Path(placement.cache))
     events.phase("data")
     data = prepare(placement.data, Path(placement.cache))
     precision = devices.resolve_precision(recipe.precision, device)
     recipe = replace(recipe, precision=precision, data_sha256=data.dataset.sha256)
     task = Task(data, recipe, device)
+    startup.lap("data")
 
-    run = Run.open(placement.run or f"runs/{recipe.fingerprint}", recipe)
+    store = open_store(placement.run or f"runs/{recipe.fingerprint}", placement.retry_seconds)
+    run = Run.open(store, recipe, placement.accept_drift)
     if finished := run.report():
         events.emit("finished", report=run.uri(outputs.REPORT))
         return finished
-    attempt = Attempt(run.store, recipe.fingerprint, devices.machine(device), placement, preemption)
+    attempt = Attempt(run, devices.machine(device), placement, preemption)
     if attempt.outputs:
-        run.publish(attempt.outputs)
+        attempt.publish(attempt.outputs)
         return dict(json.loads(attempt.outputs[outputs.REPORT]))
 
     info = NetworkInfo(
@@ -54,6 +62,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     progress = events.Progress(recipe.epochs, len(task.batches))
 
     def after_step() -> None:
+        startup.first_step()
         progress.advance()
         attempt.after_step()
 
@@ -61,17 +70,18 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     if attempt.state:
         trainer.restore(attempt.state)
         history = History(attempt.state.history)
-        progress.begin_at(attempt.state.epoch, attempt.state.step)
+        progress.begin_at(trainer.epoch, trainer.step)
+    run.adopt()
+    startup.lap("resume")
 
     events.emit("train", run=run.store.uri, attempt=attempt.generation, device=devices.describe(device))
     with attempt.kept(trainer, history), progress:
         while trainer.epoch < recipe.epochs:
             with preemption.deferred():
-                record = trainer.train_epoch()
-            events.phase("evaluate", epoch=trainer.epoch + 1, step=trainer.step)
-            predictions = task.evaluate(network)
-            record |= {"test_loss": predictions.loss, "accuracy": predictions.accuracy}
-            record |= task.holdout_accuracy(network) | {"attempt": attempt.generation}
+                record = trainer.train_epoch() | {"attempt": attempt.generation}
+            if recipe.evaluates(record["epoch"]):
+                events.phase("evaluate", epoch=trainer.epoch + 1, step=trainer.step)
+                record |= task.figures(network)
             with preemption.deferred():
                 history.add(record)
                 trainer.next_epoch()
@@ -81,7 +91,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
         predictions = task.evaluate(network)
         results = conclude(run, recipe, data, info, network, history, predictions, attempt.lineage(), device)
         attempt.finish(results)
-        run.publish(results)
+        attempt.publish(results)
     return dict(json.loads(results[outputs.REPORT]))
 
 

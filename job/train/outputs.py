@@ -13,7 +13,6 @@ import numpy as np
 from job import events
 from job.errors import ConfigurationError, DataError
 from job.settings import Recipe
-from job.store import open_store
 from job.store.base import AbsentError, ConflictError, Store
 from job.train.evaluate import Predictions
 
@@ -26,26 +25,46 @@ RECIPE, HISTORY, WEIGHTS, PREDICTIONS, REPORT = (
 )
 
 
-class Run:
-    """One run's folder or prefix, holding the outputs of one recipe."""
+SHAPE = ("depth", "width")
+"""Fields of the recipe that no run can change."""
 
-    def __init__(self, store: Store, recipe: Recipe) -> None:
-        self.store, self.recipe = store, recipe
+
+class Run:
+    """One run's folder or prefix, holding the outputs of one recipe; `identity` is its first fingerprint."""
+
+    def __init__(self, store: Store, recipe: Recipe, identity: str) -> None:
+        self.store, self.recipe, self.identity = store, recipe, identity
+        self._drifted = False
 
     @classmethod
-    def open(cls, uri: str, recipe: Recipe) -> Run:
-        """Claim `uri` for `recipe`; raise ConfigurationError if it belongs to another one."""
-        run = cls(open_store(uri), recipe)
+    def open(cls, store: Store, recipe: Recipe, accept_drift: bool = False) -> Run:
+        """Claim `store` for `recipe`; raise ConfigurationError if it belongs to another one.
+
+        With `accept_drift` another recipe for the same network goes on with it (see `adopt`).
+        """
+        run = cls(store, recipe, recipe.fingerprint)
         with contextlib.suppress(ConflictError):
-            run.store.put_if_absent(RECIPE, json.dumps(recipe.to_json(), indent=2).encode())
+            run.store.put_if_absent(RECIPE, run._recipe())
         found = run._read_json(RECIPE) or {}
-        if differences := recipe.differences(found):
+        run.identity = str(found.get("identity", recipe.fingerprint))
+        differences = recipe.differences(found)
+        if differences and not (accept_drift and differences.keys().isdisjoint(SHAPE)):
             changes = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in differences.items())
             raise ConfigurationError(
                 f"{run.store.uri} belongs to another recipe: {changes}",
                 "Ask for the same recipe, or give this one its own folder with --run",
             )
+        run._drifted = bool(differences)
         return run
+
+    def adopt(self) -> None:
+        """Make the recipe the run's own if it was another; the run keeps its identity."""
+        if self._drifted:
+            self.store.put(RECIPE, self._recipe())
+            self._drifted = False
+
+    def _recipe(self) -> bytes:
+        return json.dumps({**self.recipe.to_json(), "identity": self.identity}, indent=2).encode()
 
     def uri(self, name: str) -> str:
         """Return the address of one of the files."""

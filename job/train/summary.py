@@ -45,7 +45,7 @@ def conclude(
     started = datetime.fromisoformat(lineage["attempts"][0]["started"])
     report = {
         "schema": reports.SCHEMA,
-        "run": {"id": recipe.fingerprint, "uri": run.store.uri},
+        "run": {"id": run.identity, "uri": run.store.uri},
         "model": {
             "name": f"WideResNet-{recipe.depth}-{recipe.width}",
             "widths": [16 * recipe.width * 2**group for group in range(3)],

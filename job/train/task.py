@@ -28,14 +28,21 @@ class Task:
             )
         self.test, self.holdout = Images.of(dataset.test, device), holdout
         self.normalise = Normalisation(data.mean, data.std, device)
+        self.precision = recipe.precision
         self.batches = TrainingBatches(training, len(dataset.classes), self.normalise, recipe)
 
     def evaluate(self, network: nn.Module) -> Predictions:
-        """Run `network` over the test images."""
+        """Run `network` over the test images, in fp32."""
         return predict(network, self.test, self.normalise)
 
-    def holdout_accuracy(self, network: nn.Module) -> dict[str, float]:
-        """Return {holdout_accuracy}, or nothing where the recipe keeps no hold-out."""
-        if not len(self.holdout):
-            return {}
-        return {"holdout_accuracy": predict(network, self.holdout, self.normalise).accuracy}
+    def figures(self, network: nn.Module) -> dict[str, float]:
+        """Return {test_loss, accuracy} and, with a hold-out, its accuracy, in the training's own precision.
+
+        To watch a run by: 10,000 images cost a fifteenth of an epoch's arithmetic, in fp32 a multiple.
+        """
+        test = predict(network, self.test, self.normalise, self.precision)
+        figures = {"test_loss": test.loss, "accuracy": test.accuracy}
+        if len(self.holdout):
+            holdout = predict(network, self.holdout, self.normalise, self.precision)
+            figures["holdout_accuracy"] = holdout.accuracy
+        return figures

@@ -9,85 +9,27 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from job.resume.state import (
-    TrainingState,
-    copy_off,
-    optimizer_state,
-    restore_optimizer,
-)
+from job import events
+from job.errors import ConfigurationError
+from job.resume.state import TrainingState, copy_off, optimizer_state, restore_optimizer
 from job.settings import Recipe
+from job.train.callbacks import LossScale, LossSum, OneCycle, StepHook
 from job.train.loader import TrainingBatches
+from job.train.precision import Precision, loss_scaler
 from job.train.schedule import one_cycle
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fastai 2.8.12 uses the deprecated torch.jit.script
-    from fastai.callback.core import Callback, TrainEvalCallback
+    from fastai.callback.core import TrainEvalCallback
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
     from fastai.optimizer import OptimWrapper
 
 BETA2 = 0.99
 EPS = 1e-8
-
-
-class Precision(nn.Module):
-    """Run a network under autocast (bf16) or as it is (fp32); logits come out in float32."""
-
-    def __init__(self, network: nn.Module, precision: str) -> None:
-        super().__init__()
-        self.network = network
-        self.enabled = precision == "bf16"
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map [N, 3, H, W] float32 to [N, classes] float32."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.enabled):
-            logits: Tensor = self.network(images)
-        return logits.float()
-
-
-class OneCycle(Callback):
-    """Set learning rate and momentum before each step, from the batch's own (epoch, step).
-
-    fastai's own schedulers read `pct_train`, which is wrong after a resume in mid-epoch.
-    """
-
-    def __init__(self, recipe: Recipe, batches: TrainingBatches) -> None:
-        super().__init__()
-        self.recipe, self.batches = recipe, batches
-
-    def before_batch(self) -> None:
-        """Look the step up in the schedule."""
-        lr, momentum = one_cycle(self.recipe.cycles, len(self.batches), self.batches.epoch, self.batches.step)
-        self.learn.opt.set_hypers(lr=lr, mom=momentum)
-
-
-class LossSum(Callback):
-    """Sum the loss of the epoch's steps on the device, where nothing has to wait for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.total = torch.zeros((), device=device)
-
-    def after_loss(self) -> None:
-        """Add the step's loss."""
-        self.total += self.learn.loss
-
-
-class StepHook(Callback):
-    """Call a function after each step."""
-
-    order = 100  # when every other callback is done with the step
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        super().__init__()
-        self.function = function
-
-    def after_batch(self) -> None:
-        """Call it."""
-        self.function()
 
 
 def adamw(parameters: Any, lr: float, weight_decay: float) -> OptimWrapper:
@@ -118,13 +60,20 @@ class Trainer:
         self.seconds_before = 0.0  # of training in this epoch, up to `started`
         self.started: float | None = None
         self.loss_sum = LossSum(batches.device)
+        self.scaler = loss_scaler(recipe.precision, batches.device)
+        model = Precision(network, recipe.precision)
+        if recipe.compile:
+            model.compile()  # in place: the state dict's keys stay, and evaluation stays eager
+        callbacks = [OneCycle(recipe, batches), self.loss_sum, StepHook(self._after_step)]
+        if self.scaler.is_enabled():
+            callbacks.append(LossScale(self.scaler))
         self.learner = Learner(
             DataLoaders(batches, []),
-            Precision(network, recipe.precision),
+            model,
             loss_func=F.cross_entropy,
             opt_func=partial(adamw, weight_decay=recipe.weight_decay),
             wd_bn_bias=True,
-            cbs=[TrainEvalCallback(), OneCycle(recipe, batches), self.loss_sum, StepHook(self._after_step)],
+            cbs=[TrainEvalCallback(), *callbacks],
             default_cbs=False,
         )
         self.learner.create_opt()
@@ -159,19 +108,44 @@ class Trainer:
         return TrainingState(
             epoch=self.epoch,
             step=self.step,
+            steps_per_epoch=len(self.batches),
             network=copy_off(self.network.state_dict()),
             optimizer=optimizer_state(self.learner.opt.opt),
+            scaler=self.scaler.state_dict(),
             loss_total=self.loss_sum.total.to("cpu", copy=True),
             epoch_seconds=self._seconds(),
             history=list(history),
         )
 
     def restore(self, state: TrainingState) -> None:
-        """Go on from `state`, to the bit."""
+        """Go on from `state`, to the bit; where an epoch now has other steps, at its start.
+
+        Raises ConfigurationError where the recipe, changed since, leaves nothing to go on with.
+        """
+        if state.epoch > self.recipe.epochs:
+            raise ConfigurationError(
+                f"the run has trained {state.epoch} epochs and the cycles now have {self.recipe.epochs}",
+                "Give more epochs in --cycles",
+            )
+        self._load(state)
         self.epoch, self.step, self.seconds_before = state.epoch, state.step, state.epoch_seconds
-        self.network.load_state_dict(state.network)
-        restore_optimizer(self.learner.opt.opt, state.optimizer)
         self.loss_sum.total.copy_(state.loss_total)
+        if state.steps_per_epoch != len(self.batches):
+            self.step, self.seconds_before = 0, 0.0
+            self.loss_sum.total.zero_()
+            events.warn("epoch_restarted", epoch=self.epoch + 1, steps_dropped=state.step)
+
+    def _load(self, state: TrainingState) -> None:
+        try:
+            self.network.load_state_dict(state.network)
+        except RuntimeError as error:  # torch names the tensors and their shapes
+            raise ConfigurationError(
+                f"the run's network has other shapes than this recipe and data give: {error}",
+                "Start the new network in its own --run",
+            ) from error
+        restore_optimizer(self.learner.opt.opt, state.optimizer)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
 
     def _after_step(self) -> None:
         self.step = self.batches.step + 1

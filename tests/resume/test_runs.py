@@ -23,7 +23,7 @@ from tests.servers import FaultProxy, RangeServer
 
 EPOCHS, STEPS = 6, 12  # 200 images in batches of 16
 GRACE_SECONDS = 15
-FENCED, PREEMPTED, CONFIGURATION = 76, 75, 78  # the README's table
+FENCED, PREEMPTED, CONFIGURATION, MACHINE = 76, 75, 78, 74  # the README's table
 
 
 class Bench:
@@ -135,7 +135,7 @@ def test_a_killed_run_in_a_bucket_ends_with_the_same_bits(
 def test_sigterm_in_any_phase_loses_nothing(bench: Bench, reference: dict[str, Any], tmp_path: Path) -> None:
     """One run, stopped in its phases in turn; elsewhere than in saving no checkpoint comes by itself."""
     run, durable = tmp_path / "run", None
-    for phase in ("train", "saving", "evaluate", "commit", "score"):
+    for phase in ("train", "saving", "evaluate", "commit", "score", "publish"):
         every = "0.1s" if phase in ("saving", "commit") else "1h"
         with bench.attempt(run, "--checkpoint-every", every) as child:
             read_to(child, phase)
@@ -235,6 +235,85 @@ def content(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and not path.relative_to(folder).parts[0].startswith(".")  # locks and scratch
     }
+
+
+def test_another_batch_size_is_accepted_where_asked_for_and_recorded(
+    bench: Bench, killed: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    with bench.attempt(run, "--accept-drift", batch_size=32) as child:
+        assert child.end() == 0, child.last_words()
+    assert the("resume", child.events)["step"] == the("epoch_restarted", child.events)["steps_dropped"]
+    report = json.loads((run / "report.json").read_text())
+    first = json.loads((killed / "recipe.json").read_text())
+    assert report["run"]["id"] == first["identity"]
+    assert report["training"]["batch_size"] == 32
+    (change,) = report["lineage"]["drift"]
+    assert change == {"generation": 2, "field": "recipe.batch_size", "before": "16", "now": "32"}
+    with bench.attempt(run, batch_size=32) as child:  # it is the run's own now
+        assert child.end() == 0, child.last_words()
+    with bench.attempt(run) as child:
+        assert child.end() == CONFIGURATION
+    assert re.search(r"\bbatch_size 32 -> 16\b", child.last_words())
+
+
+def test_another_network_is_refused_whatever_is_accepted(bench: Bench, killed: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    with bench.attempt(run, "--accept-drift", "--width", "2") as child:
+        assert child.end() == CONFIGURATION
+    assert re.search(r"\bwidth 1 -> 2\b", child.last_words())
+    assert content(run) == content(killed)
+
+
+def test_cycles_that_end_before_the_run_is_are_refused(bench: Bench, killed: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    with bench.attempt(run) as child:  # to its third epoch
+        child.until(lambda event: event["event"] == "checkpoint" and event["epoch"] >= 3)
+        child.signal(signal.SIGKILL)
+        child.end()
+    with bench.attempt(run, "--accept-drift", "--cycles", "1@5e-3") as child:
+        assert child.end() == CONFIGURATION
+    assert "the cycles now have 1" in child.last_words()
+    assert json.loads((run / "recipe.json").read_text())["cycles"].startswith("4@")
+
+
+def test_past_the_storage_budget_the_state_is_kept_here(
+    bench: Bench, reference: dict[str, Any], s3_uri: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    cache = str(tmp_path / "cache")
+    with bench.attempt(s3_uri, "--storage-budget", "2s", cache=cache) as child:
+        for _ in range(2):
+            read_to(child, "checkpoint")
+        proxy.default = ("unavailable", 0)
+        assert child.end() == MACHINE, child.last_words()
+    assert "nothing could be saved" in child.last_words()
+    assert "the state is kept in" in child.last_words()
+    proxy.default = ("pass", 0)
+    durable = position(s3_uri)
+    events = bench.finish(s3_uri, cache=cache)
+    assert the("unsaved_state", events)
+    went_on = the("resume", events)
+    assert (went_on["epoch"], went_on["step"]) > durable
+    assert outcome(s3_uri) == reference
+    assert not list(tmp_path.glob("cache/unsaved-*"))
+
+
+@pytest.mark.parametrize(
+    "grace", [10, *(pytest.param(grace, marks=pytest.mark.soak) for grace in (15, 30, 120))]
+)
+def test_a_store_that_hangs_does_not_keep_the_job_past_its_grace(
+    bench: Bench, s3_uri: str, proxy: FaultProxy, grace: int
+) -> None:
+    with bench.attempt(s3_uri, "--grace", str(grace)) as child:
+        for _ in range(2):
+            read_to(child, "checkpoint")
+        proxy.default = ("stall", 0)
+        read_to(child, "epoch")
+        began = time.monotonic()
+        child.signal(signal.SIGTERM)
+        assert child.end() == PREEMPTED, child.last_words()
+    assert grace - 2 < time.monotonic() - began < grace
+    assert "are lost" in child.last_words()
 
 
 def test_a_flipped_byte_in_the_newest_object_costs_one_checkpoint(

@@ -11,6 +11,8 @@ from job.resume.state import TrainingState
 STATE = TrainingState(
     epoch=3,
     step=7,
+    steps_per_epoch=9,
+    scaler={},
     network={"weight": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)},
     optimizer=[{"step": torch.tensor(9.0), "exp_avg": torch.randn(4), "exp_avg_sq": torch.rand(4)}],
     loss_total=torch.tensor(1.5),
