@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from job.data.cifar import Split
 from job.settings import Recipe
 from job.train import augment, mixup, rng
+from job.train.mixup import Mix
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Images:
 
     def split(self, count: int, seed: int) -> tuple[Images, Images]:
         """Return (the others, `count` images drawn once for `seed`)."""
-        generator = rng.generator(torch.device("cpu"), seed, rng.EPOCH, rng.EPOCH)
+        generator = rng.generator(torch.device("cpu"), seed, rng.RUN)
         order = torch.randperm(len(self), generator=generator).to(self.labels.device)
         return self[order[count:].sort().values], self[order[:count].sort().values]
 
@@ -51,6 +52,14 @@ class Normalisation:
         return images.sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
 
+class Plan(NamedTuple):
+    """All that an epoch draws, before its first step: the steps then only apply it."""
+
+    order: Tensor  # [S, B] int64, the images of each of S steps
+    transforms: augment.Transforms  # of [S, B] images
+    mix: Mix | None  # for [S, B] images
+
+
 class TrainingBatches:
     """The augmented, mixed batches of an epoch, each a pure function of (seed, epoch, step).
 
@@ -60,7 +69,8 @@ class TrainingBatches:
     """
 
     def __init__(self, images: Images, classes: int, normalise: Normalisation, recipe: Recipe) -> None:
-        self.images, self.classes, self.normalise, self.recipe = images, classes, normalise, recipe
+        self.images, self.normalise, self.recipe = images, normalise, recipe
+        self.one_hot = torch.eye(classes, device=self.device)
         self.seek(0, 0)
 
     def seek(self, epoch: int, step: int) -> None:
@@ -77,23 +87,32 @@ class TrainingBatches:
         return len(self.images) // self.recipe.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = rng.generator(self.device, self.recipe.seed, self.epoch, rng.EPOCH)
-        order = torch.randperm(len(self.images), generator=generator, device=self.device)
-        batches = order[: len(self) * self.recipe.batch_size].view(len(self), -1)
+        plan = self.plan()
         for step in range(self.start, len(self)):
             self.step = step
-            yield self.batch(batches[step])
+            yield self.batch(plan, step)
 
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Make the batch of the current step out of the images at `index` [B]."""
-        recipe = self.recipe
-        generator = rng.generator(self.device, recipe.seed, self.epoch, self.step)
-        pixels = self.images.pixels[index].float().div_(255)
-        images = augment.augment(pixels, augment.draw(len(index), recipe.crop_padding, generator))
+    def plan(self) -> Plan:
+        """Draw the epoch at once: a step then only applies its part, in half as many operators."""
+        recipe, shape = self.recipe, (len(self), self.recipe.batch_size)
+        count = shape[0] * shape[1]
+        generator = rng.generator(self.device, recipe.seed, self.epoch)
+        order = torch.randperm(len(self.images), generator=generator, device=self.device)[:count]
+        choices = augment.draw(count, recipe.crop_padding, generator)
+        transforms = augment.prepare(choices, self.images.pixels.shape[-1])
+        return Plan(
+            order.view(shape),
+            augment.Transforms(*(each.view(*shape, *each.shape[1:]) for each in transforms)),
+            mixup.draw(*shape, recipe.mixup_alpha, generator) if recipe.mixup_alpha else None,
+        )
+
+    def batch(self, plan: Plan, step: int) -> tuple[Tensor, Tensor]:
+        """Make the batch of a step as `plan` has it."""
+        index = plan.order[step]
+        pixels = self.images.pixels.index_select(0, index).div(255)
+        images = augment.augment(pixels, augment.Transforms(*(each[step] for each in plan.transforms)))
         images = self.normalise(images)
-        targets = F.one_hot(self.images.labels[index], self.classes).float()
-        if recipe.mixup_alpha:
-            images, targets = mixup.mix(
-                images, targets, mixup.draw(len(index), recipe.mixup_alpha, generator)
-            )
+        targets = self.one_hot.index_select(0, self.images.labels.index_select(0, index))
+        if plan.mix:
+            return mixup.mix(images, targets, Mix(plan.mix.share[step], plan.mix.partner[step]))
         return images, targets

@@ -9,21 +9,22 @@ from torch import Tensor
 
 
 class Mix(NamedTuple):
-    """Partners and shares for N images."""
+    """Partners and shares for N images of each of S steps (or, without the first dimension, of one)."""
 
-    share: Tensor  # [N] float32 of the image itself, in [0.5, 1]
-    partner: Tensor  # [N] int64 index in the batch
+    share: Tensor  # [S, N] float32 of the image itself, in [0.5, 1]
+    partner: Tensor  # [S, N] int64 index in the batch
 
 
-def draw(count: int, alpha: float, generator: torch.Generator) -> Mix:
-    """Draw shares max(l, 1 - l) with l ~ Beta(alpha, alpha), and a permutation of partners.
+def draw(steps: int, count: int, alpha: float, generator: torch.Generator) -> Mix:
+    """Draw shares max(l, 1 - l) with l ~ Beta(alpha, alpha), and for each step a permutation of partners.
 
     A Beta variable is the ratio of two Gamma variables; `torch.distributions` takes no generator.
     """
     device = generator.device
-    gamma = torch._standard_gamma(torch.full((2, count), alpha, device=device), generator=generator)
+    gamma = torch._standard_gamma(torch.full((2, steps, count), alpha, device=device), generator=generator)
     share = gamma[0] / gamma.sum(0)
-    return Mix(torch.maximum(share, 1 - share), torch.randperm(count, generator=generator, device=device))
+    keys = torch.rand(steps, count, generator=generator, device=device)
+    return Mix(torch.maximum(share, 1 - share), keys.argsort(dim=1, stable=True))
 
 
 def mix(images: Tensor, targets: Tensor, choices: Mix) -> tuple[Tensor, Tensor]:
@@ -31,8 +32,8 @@ def mix(images: Tensor, targets: Tensor, choices: Mix) -> tuple[Tensor, Tensor]:
 
     Cross-entropy is linear in its target, so that this is v1's l CE(y) + (1 - l) CE(y[partner]).
     """
-    share = choices.share
+    share, partner = choices
     return (
-        torch.lerp(images[choices.partner], images, share.view(-1, 1, 1, 1)),
-        torch.lerp(targets[choices.partner], targets, share.view(-1, 1)),
+        torch.lerp(images[partner], images, share.view(-1, 1, 1, 1)),
+        torch.lerp(targets[partner], targets, share.view(-1, 1)),
     )

@@ -27,16 +27,21 @@ def choices(**chosen: object) -> Choices:
     return Choices(**{name: torch.tensor(value) for name, value in (neutral | chosen).items()})
 
 
+def done(**chosen: object) -> augment.Transforms:
+    """Return what the choices do to one image."""
+    return augment.prepare(choices(**chosen), SIZE)
+
+
 def image(seed: int = 0, size: int = SIZE) -> torch.Tensor:
     return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 def test_neutral_choices_change_nothing() -> None:
-    assert torch.allclose(augment.augment(image(), choices()), image(), atol=1e-5)
+    assert torch.allclose(augment.augment(image(), done()), image(), atol=1e-5)
 
 
 def test_flip_mirrors_left_and_right() -> None:
-    flipped = augment.augment(image(), choices(flip=[-1.0]))
+    flipped = augment.augment(image(), done(flip=[-1.0]))
     assert torch.allclose(flipped, image().flip(-1), atol=1e-5)
 
 
@@ -44,7 +49,7 @@ def test_flip_mirrors_left_and_right() -> None:
 def test_shift_is_a_crop_after_reflection_padding(right: int, down: int) -> None:
     padded = np.pad(image().numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)), mode="reflect")
     crop = padded[:, :, 4 + down : 36 + down, 4 + right : 36 + right]
-    shifted = augment.augment(image(), choices(shift=[[float(right)], [float(down)]]))
+    shifted = augment.augment(image(), done(shift=[[float(right)], [float(down)]]))
     assert np.allclose(shifted, crop, atol=1e-5)
 
 
@@ -118,13 +123,14 @@ def test_resampling_is_bilinear_and_reflects_at_the_centres_of_the_border_pixels
 
 def test_lighting_shifts_and_scales_in_logit_space() -> None:
     # x = 0.25: logit -ln 3; b = 0.6: logit ln 1.5; sum -ln 2; times 1.25; sigmoid = 1 / (1 + 2^1.25).
-    lit = augment.light(torch.full((1, 3, 2, 2), 0.25), choices(brightness=[0.6], contrast=[1.25]))
+    lit = augment.light(torch.full((1, 3, 2, 2), 0.25), *done(brightness=[0.6], contrast=[1.25])[1:])
     assert torch.allclose(lit, torch.tensor(1 / (1 + 2**1.25)))
 
 
 def test_lighting_keeps_black_and_white_finite() -> None:
-    lit = augment.light(torch.tensor([0.0, 1.0]).view(1, 1, 1, 2), choices(brightness=[0.4], contrast=[1.25]))
-    assert torch.allclose(lit, torch.tensor([0.0, 1.0]).view(1, 1, 1, 2), atol=1e-6)
+    extremes = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    lit = augment.light(extremes.clone(), *done(brightness=[0.4], contrast=[1.25])[1:])
+    assert torch.allclose(lit, extremes, atol=1e-6)
 
 
 COUNT = 100_000
