@@ -1,0 +1,132 @@
+"""Google Batch: the document of a job on Spot VMs, and its submission."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from job.cloud.task import SHARED_MEMORY_MIB, Task
+from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
+from job.exit_codes import RETRYABLE
+
+RETRIES = 10
+"""The most that Google Batch allows."""
+
+HOST_LOST = (50001, 50002, 50003, 50004, 50006)
+"""Exit codes of Batch's own: the VM was preempted, fell silent, rebooted, hung, was recreated. 50005, the
+time limit, is none of them: https://cloud.google.com/batch/docs/troubleshooting#reserved-exit-codes."""
+
+CPU_MILLI, MEMORY_MIB = 3500, 12288
+"""Of the 4 vCPU and 16 GiB of the smallest machine with an L4."""
+
+DISK_GB = 60
+"""The image is 7 GB, unpacked while its layers are still there."""
+
+_CONNECT_SECONDS = 20
+_ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH"
+"""The variable with which gcloud too is sent to another address."""
+
+
+def document(
+    task: Task,
+    image: str,
+    region: str,
+    machine_type: str,
+    service_account: str | None,
+    secret_variables: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the job; `secret_variables` maps names to versions in the Secret Manager."""
+    container = {
+        "imageUri": image,
+        "commands": list(task.arguments),
+        # Batch adds what the GPU needs: https://github.com/GoogleCloudPlatform/batch-samples/issues/18
+        "options": f"--read-only --tmpfs=/tmp --shm-size={SHARED_MEMORY_MIB}m --cap-drop=ALL "
+        "--security-opt=no-new-privileges",
+    }
+    spec = {
+        "runnables": [{"container": container}],
+        "environment": {"variables": dict(task.environment), "secretVariables": dict(secret_variables)},
+        "computeResource": {"cpuMilli": CPU_MILLI, "memoryMib": MEMORY_MIB},
+        "maxRunDuration": f"{task.timeout_seconds}s",
+        "maxRetryCount": RETRIES,
+        "lifecyclePolicies": lifecycle_policies(),
+    }
+    instance = {
+        "installGpuDrivers": task.gpu,
+        "policy": {
+            "machineType": machine_type,
+            "provisioningModel": "SPOT",
+            "bootDisk": {"sizeGb": DISK_GB},
+        },
+    }
+    policy = {"instances": [instance], "location": {"allowedLocations": [f"regions/{region}"]}}
+    if service_account:
+        policy["serviceAccount"] = {"email": service_account}
+    seeds = task.seeds or 1
+    return {
+        "taskGroups": [
+            {"taskCount": seeds, "parallelism": seeds, "taskCountPerNode": 1, "taskSpec": spec},
+        ],
+        "allocationPolicy": policy,
+        "logsPolicy": {"destination": "CLOUD_LOGGING"},
+        "labels": {"micronet": task.name},
+    }
+
+
+def lifecycle_policies() -> list[dict[str, Any]]:
+    """Return the one policy that Batch supports; what it does not list gets the opposite: it fails."""
+    return [{"action": "RETRY_TASK", "actionCondition": {"exitCodes": [*RETRYABLE, *HOST_LOST]}}]
+
+
+def submit(job: dict[str, Any], name: str, project: str, region: str) -> tuple[str, str]:
+    """Create the job; return its id and where to look at it. Raises JobErrors."""
+    try:
+        from google.api_core import client_options, exceptions
+        from google.auth import exceptions as auth
+        from google.cloud import batch_v1
+        from requests import RequestException
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the client of Google Batch is not installed ({error})", "Run pip install 'micronet[google]'"
+        ) from error
+
+    job_id = f"{name}-{secrets.token_hex(3)}"
+    parent = f"projects/{project}/locations/{region}"
+    try:
+        client = batch_v1.BatchServiceClient(
+            transport="rest",
+            client_options=client_options.ClientOptions(api_endpoint=os.environ.get(_ENDPOINT)),
+        )
+        client.create_job(
+            parent=parent,
+            job=batch_v1.Job.from_json(json.dumps(job)),
+            job_id=job_id,
+            timeout=_CONNECT_SECONDS,
+        )
+    except RequestException as error:
+        raise MachineError(f"{parent}: {error}", f"Check the network and {_ENDPOINT}") from error
+    except (exceptions.GoogleAPIError, auth.GoogleAuthError) as error:
+        raise _explain(error, parent) from error
+    console = "https://console.cloud.google.com/batch/jobsDetail/regions"
+    return f"{parent}/jobs/{job_id}", f"{console}/{region}/jobs/{job_id}/details?project={project}"
+
+
+def _explain(error: Exception, where: str) -> JobError:
+    from google.api_core import exceptions
+    from google.auth import exceptions as auth
+
+    said = f"{where}: {error}".rstrip(".")
+    if isinstance(error, auth.TransportError):
+        return MachineError(said, f"Check the network and {_ENDPOINT}")
+    if isinstance(error, auth.GoogleAuthError):
+        return PermissionRefusedError(
+            said, "Run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS"
+        )
+    if isinstance(error, (exceptions.Forbidden, exceptions.Unauthorized)):
+        return PermissionRefusedError(said, "Ask for the role roles/batch.jobsEditor in the project")
+    if isinstance(error, (exceptions.ServerError, exceptions.TooManyRequests)):
+        return MachineError(said, "Try later")
+    return ConfigurationError(said, "Check --project, --region, --machine-type and --service-account")

@@ -1,0 +1,181 @@
+"""Kubernetes: the manifest of a Job, alone or in a Kueue queue, and its creation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from job.cloud.task import CACHE, SHARED_MEMORY_MIB, Task
+from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
+from job.exit_codes import PREEMPTED, RETRYABLE
+
+BACKOFF_LIMIT = 10
+"""Failures that count; lost nodes, evictions and exit code 75 do not."""
+
+CPU, MEMORY = "3", "12Gi"
+"""What an instance of 4 vCPU and 16 GiB has left beside the node's own programs."""
+
+USER = 1000
+"""The image's; it runs as any."""
+
+KEPT_SECONDS = 7 * 24 * 3600
+"""How long a finished Job and its logs stay."""
+
+_CONTAINER = "micronet"
+_TIMEOUT_SECONDS = (10, 20)  # to connect, to read
+
+
+def manifest(
+    task: Task, image: str, service_account: str | None, secret: str | None, queue: str | None
+) -> dict[str, Any]:
+    """Return the Job; the keys of `secret` become variables, and a `queue` is one of Kueue."""
+    spec: dict[str, Any] = {
+        "activeDeadlineSeconds": task.timeout_seconds,
+        "ttlSecondsAfterFinished": KEPT_SECONDS,
+        "podReplacementPolicy": "Failed",  # not while the one before is still saving
+        "podFailurePolicy": {"rules": failure_rules(task.seeds is not None)},
+        **_completions(task.seeds),
+        "template": {
+            "metadata": {"labels": {"app.kubernetes.io/name": "micronet"}},
+            "spec": _pod(task, image, service_account, secret),
+        },
+    }
+    labels = {"app.kubernetes.io/name": "micronet"}
+    if queue:
+        labels["kueue.x-k8s.io/queue-name"] = queue
+        spec = {"suspend": True, **spec}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        # A new name each time, so that the same command submits again what has used its attempts up.
+        "metadata": {"generateName": f"{task.name}-", "labels": labels},
+        "spec": spec,
+    }
+
+
+def failure_rules(array: bool) -> list[dict[str, Any]]:
+    """Return the rules, tried in order. In an array what cannot be retried fails its index and no other."""
+    counted = sorted(set(RETRYABLE) - {PREEMPTED.code})
+    return [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        _on_exit_codes("Ignore", "In", [PREEMPTED.code]),
+        _on_exit_codes("Count", "In", counted),
+        _on_exit_codes("FailIndex" if array else "FailJob", "NotIn", sorted(RETRYABLE)),
+    ]
+
+
+def _on_exit_codes(action: str, operator: str, values: list[int]) -> dict[str, Any]:
+    condition = {"containerName": _CONTAINER, "operator": operator, "values": values}
+    return {"action": action, "onExitCodes": condition}
+
+
+def _completions(seeds: int | None) -> dict[str, Any]:
+    if seeds is None:
+        return {"backoffLimit": BACKOFF_LIMIT}
+    return {
+        "completionMode": "Indexed",
+        "completions": seeds,
+        "parallelism": seeds,
+        "backoffLimitPerIndex": BACKOFF_LIMIT,
+        "maxFailedIndexes": seeds,
+    }
+
+
+def _pod(task: Task, image: str, service_account: str | None, secret: str | None) -> dict[str, Any]:
+    container: dict[str, Any] = {
+        "name": _CONTAINER,
+        "image": image,
+        "args": list(task.arguments),
+        "env": [{"name": name, "value": value} for name, value in task.environment.items()],
+        "resources": {
+            "requests": {"cpu": CPU, "memory": MEMORY},
+            "limits": {"memory": MEMORY} | ({"nvidia.com/gpu": "1"} if task.gpu else {}),
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "data", "mountPath": CACHE},
+            {"name": "temporary", "mountPath": "/tmp"},  # noqa: S108 - of the container
+            {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108
+        ],
+    }
+    if secret:
+        container["envFrom"] = [{"secretRef": {"name": secret}}]
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": task.grace_seconds,
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "data", "emptyDir": {}},
+            {"name": "temporary", "emptyDir": {}},
+            {
+                "name": "shared-memory",
+                "emptyDir": {"medium": "Memory", "sizeLimit": f"{SHARED_MEMORY_MIB}Mi"},
+            },
+        ],
+    }
+    if task.gpu:  # a cluster's GPU nodes are tainted so
+        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    if service_account:
+        pod["serviceAccountName"] = service_account
+    return pod
+
+
+def submit(job: dict[str, Any], namespace: str) -> tuple[str, str]:
+    """Create the Job; return its name and how to look at it. Raises JobErrors."""
+    try:
+        from kubernetes import client, config
+        from urllib3.exceptions import HTTPError
+        from yaml import YAMLError
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the client of Kubernetes is not installed ({error})", "Run pip install 'micronet[kubernetes]'"
+        ) from error
+
+    body: Any = job  # the client takes dictionaries too
+    try:
+        config.load_kube_config()  # type: ignore[no-untyped-call]
+    except (config.ConfigException, YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"no cluster is configured: {said}", "Name a file in KUBECONFIG, as for kubectl"
+        ) from error
+    try:
+        created: Any = client.BatchV1Api().create_namespaced_job(
+            namespace, body, field_validation="Strict", _request_timeout=_TIMEOUT_SECONDS
+        )
+    except client.ApiException as error:
+        raise _explain(error.status, f"{namespace}: {error.reason}: {_message(error.body)}") from error
+    except HTTPError as error:
+        raise MachineError(
+            f"the cluster does not answer: {error}", "Check the network and KUBECONFIG"
+        ) from error
+    name = created.metadata.name
+    return f"{namespace}/{name}", f"kubectl --namespace {namespace} logs --follow job/{name}"
+
+
+def _message(body: str | None) -> str:
+    import json
+
+    try:
+        return str(json.loads(body or "")["message"])
+    except (ValueError, KeyError, TypeError):
+        return "no explanation"
+
+
+def _explain(status: int | None, said: str) -> JobError:
+    if status in (401, 403):
+        return PermissionRefusedError(said, "Ask for the right to create Jobs in this namespace")
+    if status is None or status >= 500 or status == 429:
+        return MachineError(said, "Try later")
+    return ConfigurationError(said, "Check --namespace and the cluster's version: arrays need 1.33")

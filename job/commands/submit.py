@@ -1,0 +1,243 @@
+"""`micronet submit aws|gcp|kubernetes`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from job import settings
+from job.commands.options import (
+    SECONDS,
+    chosen_recipe,
+    data_option,
+    demo_option,
+    device_option,
+    option,
+    recipe_options,
+    sources,
+)
+
+if TYPE_CHECKING:
+    from job.cloud.task import Task
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+ARRAY_MAX = 10_000  # of AWS Batch and of Google Batch
+GRACE_SECONDS = 30.0  # what a Spot VM has at Google, and a pod by default
+TIMEOUT_SECONDS = 86_400.0
+
+
+class Pair(click.ParamType[tuple[str, str]]):
+    """`NAME=VALUE`; the command gets both."""
+
+    name = "pair"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[str, str]:
+        """Return the name and the value; fail where one is missing."""
+        name, _, text = str(value).partition("=")
+        if not (name.isidentifier() and text):
+            self.fail(f"{value!r} is not NAME=VALUE", parameter, context)
+        return name, text
+
+
+PAIR = Pair()
+
+
+@click.group()
+def submit() -> None:
+    """Queue the training as a batch job, which is retried when its machine goes away.
+
+    When the scheduler has used its attempts up, the same command goes on where they stopped.
+    """
+
+
+def task_options(grace: float | None, timeout: float | None) -> Callable[[Command], Command]:
+    """Return a decorator that adds the options of `_task`; None leaves one to the job definition."""
+    options = [
+        option("--run", required=True, metavar="URI", help="s3://bucket/prefix of the run's outputs."),
+        option(
+            "--array",
+            type=click.IntRange(2, ARRAY_MAX),
+            metavar="N",
+            help="Train N seeds, --seed and those after it, each in RUN/seed-SEED.",
+        ),
+        option(
+            "--grace",
+            type=SECONDS,
+            default=grace,
+            metavar="TIME",
+            help="Time from SIGTERM until the machine is gone.",
+        ),
+        option(
+            "--timeout",
+            type=SECONDS,
+            default=timeout,
+            metavar="TIME",
+            help="Time after which an attempt (on Kubernetes: the Job) is ended for good.",
+        ),
+        option(
+            "--env",
+            type=PAIR,
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A variable for the job, such as AWS_ENDPOINT_URL_S3 or an option's MICRONET_<OPTION>.",
+        ),
+        option("--dry-run", is_flag=True, help="Print the job's document and submit nothing."),
+        data_option,
+        demo_option,
+        device_option,
+        recipe_options,
+    ]
+
+    def decorate(command: Command) -> Command:
+        for add in reversed(options):
+            command = add(command)
+        return command
+
+    return decorate
+
+
+image_option = option("--image", required=True, metavar="NAME@sha256:HEX", help="The image, by its digest.")
+account_option = option("--service-account", metavar="NAME", help="What the job acts as.")
+
+
+@submit.command()
+@task_options(grace=None, timeout=None)
+@option("--queue", default="micronet", help="Job queue: the stack's name.")
+@option("--definition", default="micronet", help="Job definition: the stack's name.")
+@click.pass_context
+def aws(context: click.Context, /, queue: str, definition: str, dry_run: bool, **values: Any) -> None:
+    """Submit to AWS Batch, to the stack of infra/aws/micronet.yaml.
+
+    Image and GPU are the job definition's, and so are grace and time-out unless they are given.
+    """
+    from job.cloud import aws as batch
+
+    task = _task(context, **values)
+    document = batch.request(task, queue, definition)
+    if dry_run:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        _tell(task, *batch.submit(document))
+
+
+@submit.command()
+@task_options(GRACE_SECONDS, TIMEOUT_SECONDS)
+@image_option
+@option("--project", required=True, help="Google Cloud project.")
+@option("--region", required=True, help="Region of the machines, such as us-central1.")
+@option("--machine-type", default="g2-standard-4", help="Machine, with its GPU.")
+@account_option
+@option(
+    "--secret",
+    type=PAIR,
+    multiple=True,
+    metavar="NAME=VERSION",
+    help="A variable from the Secret Manager, as projects/PROJECT/secrets/SECRET/versions/VERSION.",
+)
+@click.pass_context
+def gcp(
+    context: click.Context,
+    /,
+    image: str,
+    project: str,
+    region: str,
+    machine_type: str,
+    service_account: str | None,
+    secret: tuple[tuple[str, str], ...],
+    dry_run: bool,
+    **values: Any,
+) -> None:
+    """Submit to Google Batch, on Spot VMs."""
+    from job.cloud import google as batch
+
+    task = _task(context, image, **values)
+    document = batch.document(task, image, region, machine_type, service_account, dict(secret))
+    if dry_run:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        _tell(task, *batch.submit(document, task.name, project, region))
+
+
+@submit.command()
+@task_options(GRACE_SECONDS, TIMEOUT_SECONDS)
+@image_option
+@option("--namespace", default="default", help="Namespace of the Job.")
+@account_option
+@option("--secret", metavar="NAME", help="A Secret whose keys become variables, such as AWS_ACCESS_KEY_ID.")
+@option("--queue", metavar="NAME", help="Local queue of Kueue, which then decides when the Job starts.")
+@click.pass_context
+def kubernetes(
+    context: click.Context,
+    /,
+    image: str,
+    namespace: str,
+    service_account: str | None,
+    secret: str | None,
+    queue: str | None,
+    dry_run: bool,
+    **values: Any,
+) -> None:
+    """Create a Kubernetes Job in the cluster that kubectl uses."""
+    import yaml
+
+    from job.cloud import kubernetes as cluster
+
+    task = _task(context, image, **values)
+    document = cluster.manifest(task, image, service_account, secret, queue)
+    if dry_run:
+        click.echo(yaml.safe_dump(document, sort_keys=False, width=100), nl=False)
+    else:
+        _tell(task, *cluster.submit(document, namespace))
+
+
+def _task(
+    context: click.Context,
+    image: str | None = None,
+    *,
+    run: str,
+    array: int | None,
+    grace: float | None,
+    timeout: float | None,
+    env: tuple[tuple[str, str], ...],
+    data: tuple[str, ...],
+    demo: bool,
+    device: str,
+    **recipe: Any,
+) -> Task:
+    from job.cloud.task import train_task
+
+    sources(data, demo)
+    chosen = chosen_recipe(context, settings.DEMO if demo else settings.Recipe(), recipe)
+    default = click.core.ParameterSource.DEFAULT
+    given = [name for name in recipe if context.get_parameter_source(name) is not default]
+    return train_task(
+        run,
+        {name: getattr(chosen, name) for name in given},
+        data=data,
+        demo=demo,
+        device=device,
+        seeds=array,
+        grace_seconds=_whole(grace),
+        timeout_seconds=_whole(timeout),
+        variables=dict(env),
+        image=image,
+    )
+
+
+def _whole(seconds: float | None) -> int | None:
+    """Round down, but not to nothing: a grace must not be promised longer than it is."""
+    return None if seconds is None else max(1, int(seconds))
+
+
+def _tell(task: Task, job: str, look: str) -> None:
+    run = task.run if task.seeds is None else f"{task.run}/seed-SEED"
+    click.echo(f"job       {job}")
+    click.echo(f"look      {look}")
+    click.echo(f"status    micronet status {run}")
+    click.echo("again     when its attempts are used up, the same command goes on where they stopped")

@@ -1,0 +1,249 @@
+"""AWS Batch: the stack is made on a real HTTP server, and jobs are queued in it."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.cloud import aws
+from job.cloud.task import train_task
+from job.errors import JobError
+from tests.cloud.documents import IMAGE, INFRA, assert_one_clear_line, aws_template, micronet, rendered
+from tests.cloud.servers import KEYS, MASKED, Moto, Recorder, nobody
+
+RUN = "s3://my-bucket/runs/first"
+CREATE_SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def stack(moto: Moto) -> dict[str, str]:
+    """Create the stack; return its outputs."""
+    ec2, formation = moto.client("ec2"), moto.client("cloudformation")
+    subnets = ec2.describe_subnets()["Subnets"][:2]
+    values = {
+        "Image": IMAGE,
+        "Vpc": ec2.describe_vpcs()["Vpcs"][0]["VpcId"],
+        "Subnets": ",".join(subnet["SubnetId"] for subnet in subnets),
+    }
+    formation.create_stack(
+        StackName="micronet",
+        TemplateBody=(INFRA / "aws/micronet.yaml").read_text(),
+        Capabilities=["CAPABILITY_IAM"],
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()],
+    )
+    deadline = time.monotonic() + CREATE_SECONDS
+    while True:
+        (made,) = formation.describe_stacks(StackName="micronet")["Stacks"]
+        if made["StackStatus"] != "CREATE_IN_PROGRESS" or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    assert made["StackStatus"] == "CREATE_COMPLETE", made
+    return {output["OutputKey"]: output["OutputValue"] for output in made["Outputs"]}
+
+
+def test_lint() -> None:
+    linter = Path(sys.executable).parent / "cfn-lint"
+    done = subprocess.run(
+        [str(linter), str(INFRA / "aws/micronet.yaml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_stack_has_a_queue_on_spot_instances_of_one_type(moto: Moto, stack: dict[str, str]) -> None:
+    batch = moto.client("batch")
+    (queue,) = batch.describe_job_queues(jobQueues=[stack["Queue"]])["jobQueues"]
+    assert (queue["state"], queue["status"]) == ("ENABLED", "VALID")
+    (order,) = queue["computeEnvironmentOrder"]
+    (environment,) = batch.describe_compute_environments(computeEnvironments=[order["computeEnvironment"]])[
+        "computeEnvironments"
+    ]
+    resources = environment["computeResources"]
+    assert (resources["type"], resources["instanceTypes"]) == ("SPOT", ["g5.xlarge"])
+    assert resources["allocationStrategy"] == "SPOT_CAPACITY_OPTIMIZED"
+    assert (resources["minvCpus"], resources["maxvCpus"]) == (0, 16)
+
+
+def test_the_stack_has_a_job_definition_for_the_image(moto: Moto, stack: dict[str, str]) -> None:
+    (definition,) = moto.client("batch").describe_job_definitions(jobDefinitionName=stack["Definition"])[
+        "jobDefinitions"
+    ]
+    container = definition["containerProperties"]
+    assert container["image"] == IMAGE
+    assert container["readonlyRootFilesystem"]
+    assert not container["privileged"]
+    assert container["linuxParameters"]["sharedMemorySize"] == 1024
+    assert {"type": "GPU", "value": "1"} in container["resourceRequirements"]
+    assert container["logConfiguration"]["options"]["awslogs-group"] == stack["Logs"]
+    (group,) = moto.client("logs").describe_log_groups(logGroupNamePrefix=stack["Logs"])["logGroups"]
+    assert group["retentionInDays"] == 30
+
+
+def test_a_tag_is_no_image() -> None:
+    pattern = aws_template()["Parameters"]["Image"]["AllowedPattern"]
+    assert re.search(pattern, IMAGE)
+    assert not re.search(pattern, "registry.example.com/micronet:latest")
+    assert not re.search(pattern, IMAGE[:-1])
+
+
+def test_the_bucket_is_closed_and_keeps_what_is_current(moto: Moto, stack: dict[str, str]) -> None:
+    bucket = stack["Runs"].removeprefix("s3://").partition("/")[0]
+    s3 = moto.client("s3")
+    encryption = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"][0]
+    assert encryption["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+
+    made = aws_template()["Resources"]["Bucket"]
+    assert made["DeletionPolicy"] == made["UpdateReplacePolicy"] == "Retain"
+    # moto drops these three.
+    assert made["Properties"]["VersioningConfiguration"] == {"Status": "Enabled"}
+    public = ["BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets"]
+    assert made["Properties"]["PublicAccessBlockConfiguration"] == dict.fromkeys(public, True)
+    rules = made["Properties"]["LifecycleConfiguration"]["Rules"]
+    actions = {key for rule in rules for key in rule} - {"Id", "Status"}
+    assert actions == {
+        "NoncurrentVersionExpiration", "ExpiredObjectDeleteMarker", "AbortIncompleteMultipartUpload",
+    }  # fmt: skip
+    assert all(rule["Status"] == "Enabled" for rule in rules)
+
+
+def test_what_moto_drops() -> None:
+    resources = aws_template()["Resources"]
+    definition = resources["JobDefinition"]["Properties"]
+    assert definition["Timeout"] == {"AttemptDurationSeconds": {"Ref": "Timeout"}}
+    assert aws_template()["Parameters"]["Timeout"]["Default"] == 86400
+    launch = resources["LaunchTemplate"]["Properties"]["LaunchTemplateData"]
+    assert launch["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 2}
+    assert launch["BlockDeviceMappings"][0]["Ebs"]["Encrypted"] is True
+    (user_data,) = launch["UserData"].values()
+    script = user_data["Fn::Sub"]
+    assert script.startswith("MIME-Version: 1.0\n")  # Batch takes nothing else
+    assert "ECS_ENABLE_SPOT_INSTANCE_DRAINING=true\n" in script
+    assert "ECS_CONTAINER_STOP_TIMEOUT=${Grace}s\n" in script
+    variables = {item["Name"]: item["Value"] for item in definition["ContainerProperties"]["Environment"]}
+    assert variables["MICRONET_GRACE"] == {"Ref": "Grace"}
+
+
+def test_a_job_may_touch_its_prefix_only() -> None:
+    (policy,) = aws_template()["Resources"]["JobRole"]["Properties"]["Policies"]
+    allowed: dict[str, Any] = {}
+    for statement in policy["PolicyDocument"]["Statement"]:
+        assert statement["Effect"] == "Allow"
+        actions = statement["Action"]
+        for action in [actions] if isinstance(actions, str) else actions:
+            allowed[action] = (statement["Resource"], statement.get("Condition"))
+    objects = ({"Fn::Sub": "${Bucket.Arn}/${Prefix}/*"}, None)
+    # IfExists, since the question whether a missing object is 404 or 403 has no prefix.
+    listed = {"StringLikeIfExists": {"s3:prefix": {"Fn::Sub": "${Prefix}/*"}}}
+    assert allowed == {
+        "s3:GetObject": objects,
+        "s3:PutObject": objects,
+        "s3:DeleteObject": objects,
+        "s3:ListBucket": ({"Fn::GetAtt": "Bucket.Arn"}, listed),
+    }
+
+
+def test_submit(moto: Moto, stack: dict[str, str]) -> None:
+    run = f"{stack['Runs']}/first"
+    done = micronet(
+        "submit", "aws", "--run", run, "--seed", "7", "--timeout", "2h", "--env", "MICRONET_EXACT=1",
+        **moto.environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    job_id = done.stdout.splitlines()[0].split()[-1]
+    assert f"micronet status {run}\n" in done.stdout
+    assert f"region=eu-central-1#jobs/detail/{job_id}" in done.stdout
+
+    (job,) = moto.client("batch").describe_jobs(jobs=[job_id])["jobs"]
+    assert job["jobQueue"].endswith("job-queue/micronet")
+    assert job["jobDefinition"].endswith("job-definition/micronet:1")
+    assert job["container"]["command"] == [
+        "train", "--run", run, "--cache", "/data", "--device", "auto", "--seed", "7",
+    ]  # fmt: skip
+    assert {"name": "MICRONET_EXACT", "value": "1"} in job["container"]["environment"]
+
+
+def test_submit_again_is_the_same_command(moto: Moto, stack: dict[str, str]) -> None:
+    command = ["submit", "aws", "--run", f"{stack['Runs']}/again"]
+    ids = {micronet(*command, **moto.environment()).stdout.splitlines()[0] for _ in range(2)}
+    assert len(ids) == 2
+
+
+def test_submit_an_array(moto: Moto, stack: dict[str, str]) -> None:
+    done = micronet("submit", "aws", "--run", RUN, "--array", "3", **moto.environment())
+    assert done.returncode == 0, done.stderr
+    assert f"micronet status {RUN}/seed-SEED\n" in done.stdout
+    job_id = done.stdout.splitlines()[0].split()[-1]
+    children = [f"{job_id}:{index}" for index in range(3)]
+    assert len(moto.client("batch").describe_jobs(jobs=children)["jobs"]) == 3
+
+
+def test_the_request() -> None:
+    request = json.loads(
+        rendered("aws", "--run", RUN, "--array", "3", "--timeout", "90s", "--grace", "45s", "--queue", "q")
+    )
+    assert request["jobName"] == "micronet-first"
+    assert (request["jobQueue"], request["jobDefinition"]) == ("q", "micronet")
+    assert request["arrayProperties"] == {"size": 3}
+    assert request["timeout"] == {"attemptDurationSeconds": 90}
+    overrides = request["containerOverrides"]
+    assert overrides["command"][-2:] == ["--grace", "45"]
+    assert {"name": "MICRONET_ARRAY", "value": "3"} in overrides["environment"]
+    assert "timeout" not in json.loads(rendered("aws", "--run", RUN))
+
+
+def test_no_such_queue_and_no_such_definition(moto: Moto, stack: dict[str, str]) -> None:
+    for option in ("--queue", "--definition"):
+        done = micronet("submit", "aws", "--run", RUN, option, "absent", **moto.environment())
+        assert_one_clear_line(done, 78, "absent", "--queue and --definition")
+
+
+def test_nobody_answers() -> None:
+    done = micronet("submit", "aws", "--run", RUN, **KEYS, **MASKED, AWS_ENDPOINT_URL=nobody())
+    assert_one_clear_line(done, 74, "AWS_ENDPOINT_URL")
+
+
+def test_no_endpoint() -> None:
+    done = micronet("submit", "aws", "--run", RUN, **KEYS, **MASKED, AWS_ENDPOINT_URL="nowhere")
+    assert_one_clear_line(done, 78, "nowhere", "AWS_ENDPOINT_URL")
+
+
+def test_no_credentials() -> None:
+    nothing = dict.fromkeys((*KEYS, "AWS_PROFILE", "AWS_SESSION_TOKEN"), "")
+    done = micronet("submit", "aws", "--run", RUN, **nothing, **MASKED, AWS_ENDPOINT_URL=nobody())
+    assert_one_clear_line(done, 77, "credentials", "AWS_ACCESS_KEY_ID")
+
+
+def test_no_region() -> None:
+    done = micronet(
+        "submit", "aws", "--run", RUN, **{**KEYS, **MASKED, "AWS_DEFAULT_REGION": "", "AWS_REGION": ""}
+    )
+    assert_one_clear_line(done, 78, "AWS_DEFAULT_REGION")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [
+        (403, "AccessDeniedException", 77),
+        (403, "UnrecognizedClientException", 77),
+        (400, "ExpiredTokenException", 77),
+        (503, "ServerException", 74),
+        (400, "ClientException", 78),
+    ],
+)
+def test_refusals(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, status: int, code: str, exit_code: int
+) -> None:
+    for name, value in {**KEYS, **MASKED, "AWS_ENDPOINT_URL": recorder.uri}.items():
+        monkeypatch.setenv(name, value)
+    recorder.status, recorder.answer = status, {"__type": code, "message": "the reason given"}
+    with pytest.raises(
+        JobError, match=f"the queue micronet: HTTP {status} {code}: the reason given"
+    ) as caught:
+        aws.submit(aws.request(train_task(RUN, {}), "micronet", "micronet"))
+    assert caught.value.exit_code == exit_code
+    assert caught.value.fix
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)

@@ -1,0 +1,171 @@
+"""Google Batch: the document is the official client's, and is sent by it over real HTTP."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from google.cloud import batch_v1
+
+from job.cloud import google
+from job.errors import JobError
+from tests.cloud.documents import (
+    IMAGE,
+    INFRA,
+    ROOT,
+    assert_one_clear_line,
+    google_job,
+    micronet,
+    rendered,
+)
+from tests.cloud.servers import Recorder, nobody
+
+OPTIONS = (
+    "gcp", "--run", "s3://my-bucket/runs/first", "--image", IMAGE, "--project", "my-project",
+    "--region", "us-central1",
+)  # fmt: skip
+
+
+def test_the_document_parses_strictly() -> None:
+    job = batch_v1.Job.from_json((INFRA / "google/micronet.json").read_text(), ignore_unknown_fields=False)
+    (group,) = job.task_groups
+    spec = group.task_spec
+    assert (group.task_count, group.task_count_per_node) == (1, 1)  # a machine has one GPU
+    assert (spec.max_retry_count, spec.max_run_duration.total_seconds()) == (10, 86400)
+    assert spec.lifecycle_policies[0].action == batch_v1.LifecyclePolicy.Action.RETRY_TASK
+    (instance,) = job.allocation_policy.instances
+    assert instance.policy.provisioning_model == batch_v1.AllocationPolicy.ProvisioningModel.SPOT
+    assert instance.install_gpu_drivers
+    (runnable,) = spec.runnables
+    assert runnable.container.image_uri == IMAGE
+    assert runnable.container.commands[:3] == ["train", "--run", "s3://my-bucket/runs/first"]
+    assert "--read-only" in runnable.container.options
+    assert "--shm-size=1024m" in runnable.container.options
+    assert spec.environment.variables["AWS_ENDPOINT_URL_S3"] == "https://s3.example.com"
+    secrets = "projects/my-project/secrets"
+    assert dict(spec.environment.secret_variables) == {
+        "AWS_ACCESS_KEY_ID": f"{secrets}/s3-key/versions/latest",
+        "AWS_SECRET_ACCESS_KEY": f"{secrets}/s3-secret/versions/latest",
+    }
+    assert job.logs_policy.destination == batch_v1.LogsPolicy.Destination.CLOUD_LOGGING
+
+
+def test_a_misspelt_field_would_be_noticed() -> None:
+    job = google_job()
+    job["taskGroups"][0]["taskSpec"]["maxRetryCounts"] = 3
+    with pytest.raises(Exception, match="maxRetryCounts"):
+        batch_v1.Job.from_json(json.dumps(job), ignore_unknown_fields=False)
+
+
+def test_an_array_and_a_run_without_a_gpu() -> None:
+    job = json.loads(rendered(*OPTIONS, "--array", "3", "--device", "cpu", "--demo", "--grace", "25s"))
+    (group,) = job["taskGroups"]
+    assert (group["taskCount"], group["parallelism"]) == (3, 3)
+    assert group["taskSpec"]["environment"]["variables"]["MICRONET_ARRAY"] == "3"
+    commands = group["taskSpec"]["runnables"][0]["container"]["commands"]
+    assert commands[-3:] == ["--demo", "--grace", "25"]
+    assert job["allocationPolicy"]["instances"][0]["installGpuDrivers"] is False
+
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A service account's key, made here; the client signs its tokens with it itself."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path_factory.mktemp("google") / "account.json"
+    document = {
+        "type": "service_account",
+        "project_id": "my-project",
+        "private_key_id": "1",
+        "private_key": key.decode(),
+        "client_email": "tests@my-project.iam.gserviceaccount.com",
+        "token_uri": nobody(),
+    }
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def submit(account: str, endpoint: str) -> subprocess.CompletedProcess[str]:
+    return micronet(
+        "submit", *OPTIONS,
+        GOOGLE_APPLICATION_CREDENTIALS=account, CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH=endpoint,
+    )  # fmt: skip
+
+
+def test_submit(recorder: Recorder, account: str) -> None:
+    done = submit(account, recorder.uri)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.splitlines()[0].split()[-1]
+    parent, _, job_id = job.partition("/jobs/")
+    assert parent == "projects/my-project/locations/us-central1"
+    assert f"/us-central1/jobs/{job_id}/details?project=my-project" in done.stdout
+
+    ((path, authorization, body),) = recorder.requests
+    assert path.partition("?")[0] == f"/v1/{parent}/jobs"
+    assert f"jobId={job_id}" in path
+    assert authorization.startswith("Bearer ")
+    sent = batch_v1.Job.from_json(json.dumps(body), ignore_unknown_fields=False)
+    assert sent == batch_v1.Job.from_json(rendered(*OPTIONS))
+
+
+def test_submit_again_is_the_same_command(recorder: Recorder, account: str) -> None:
+    first, second = (submit(account, recorder.uri).stdout.splitlines()[0] for _ in range(2))
+    assert first.startswith("job ")
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code"), [(401, 77), (403, 77), (404, 78), (400, 78), (429, 74), (503, 74), (504, 74)]
+)
+def test_refusals(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, account: str, status: int, exit_code: int
+) -> None:
+    recorder.status = status
+    recorder.answer = {"error": {"code": status, "message": "the reason given"}}
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", account)
+    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH", recorder.uri)
+    with pytest.raises(
+        JobError, match=r"projects/my-project/locations/us-central1.*the reason given"
+    ) as caught:
+        google.submit(google_job(), "micronet-first", "my-project", "us-central1")
+    assert caught.value.exit_code == exit_code
+    assert caught.value.fix
+    assert "PRIVATE KEY" not in str(caught.value)
+
+
+def test_refused_on_the_command_line(recorder: Recorder, account: str) -> None:
+    recorder.status, recorder.answer = 403, {"error": {"code": 403, "message": "the reason given"}}
+    assert_one_clear_line(submit(account, recorder.uri), 77, "the reason given", "roles/batch.jobsEditor")
+
+
+def test_nobody_answers(account: str) -> None:
+    assert_one_clear_line(submit(account, nobody()), 74, "CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH")
+
+
+def test_no_credentials(tmp_path: Path) -> None:
+    done = submit(str(tmp_path / "absent.json"), nobody())
+    assert_one_clear_line(done, 77, "absent.json", "gcloud auth application-default login")
+
+
+def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in an interpreter that has no such module."""
+    code = f"import sys; sys.modules[{module!r}] = None; from job.cli import main; main()"
+    environment: dict[str, Any] = {**os.environ}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_without_the_client() -> None:
+    done = without("google.cloud.batch_v1", "submit", *OPTIONS)
+    assert_one_clear_line(done, 78, "pip install 'micronet[google]'")
+    done = without("google.cloud.batch_v1", "submit", *OPTIONS, "--dry-run")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == json.loads(rendered(*OPTIONS))

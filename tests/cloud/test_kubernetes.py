@@ -1,0 +1,181 @@
+"""Kubernetes: the manifests are valid by the published schemas, and are sent by the official client."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from kubernetes.config import kube_config
+
+from job.cloud import kubernetes
+from job.errors import JobError
+from tests.cloud.documents import IMAGE, assert_one_clear_line, kubernetes_job, micronet, rendered
+from tests.cloud.servers import Recorder, nobody
+from tests.cloud.test_google import without
+
+OPTIONS = ("kubernetes", "--run", "s3://my-bucket/runs/first", "--image", IMAGE)
+NAMES = ("job", "array", "kueue")
+OLDEST = "1.33"  # with arrays whose indexes fail one by one
+
+
+@pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_manifests_validate_strictly(name: str, version: str) -> None:
+    kubernetes_validate.validate(kubernetes_job(name), version, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "backoffLimits"), 3),
+        (("spec", "podFailurePolicy", "rules", 0, "onPodCondition"), []),
+        (("spec", "podFailurePolicy", "rules", 2, "onExitCodes", "values"), ["74"]),
+        (("spec", "template", "spec", "terminationGracePeriod"), 30),
+        (("spec", "template", "spec", "containers", 0, "securityContext", "readOnlyRootFileSystem"), True),
+    ],
+)
+def test_a_mistake_would_be_noticed(path: tuple[Any, ...], value: object) -> None:
+    manifest = kubernetes_job("job")
+    place: Any = manifest
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(manifest, OLDEST, strict=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pod_is_harmless_and_has_what_it_needs(name: str) -> None:
+    spec = kubernetes_job(name)["spec"]
+    assert spec["podReplacementPolicy"] == "Failed"
+    assert spec["activeDeadlineSeconds"] == 86400
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert container["envFrom"] == [{"secretRef": {"name": "micronet"}}]
+    volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
+    mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert mounted == {"/data": {}, "/tmp": {}, "/dev/shm": {"medium": "Memory", "sizeLimit": "1024Mi"}}
+
+
+def test_the_grace_of_the_pod_is_the_one_the_job_counts_on() -> None:
+    pod = yaml.safe_load(rendered(*OPTIONS, "--grace", "90s"))["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 90
+    arguments = pod["containers"][0]["args"]
+    assert arguments[arguments.index("--grace") + 1] == "90"
+
+
+def test_an_array_is_indexed() -> None:
+    spec = kubernetes_job("array")["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 5, 5)
+    assert spec["backoffLimitPerIndex"] == 10
+    assert "backoffLimit" not in spec
+    environment = spec["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "MICRONET_ARRAY", "value": "5"} in environment
+
+
+def test_kueue_starts_the_job() -> None:
+    manifest, plain = kubernetes_job("kueue"), kubernetes_job("job")
+    assert manifest["spec"].pop("suspend") is True
+    assert manifest["metadata"]["labels"].pop("kueue.x-k8s.io/queue-name") == "my-queue"
+    assert manifest == plain
+
+
+def test_without_a_gpu() -> None:
+    pod = yaml.safe_load(rendered(*OPTIONS, "--device", "cpu"))["spec"]["template"]["spec"]
+    assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
+    assert "tolerations" not in pod
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, recorder: Recorder) -> str:
+    return kubeconfig(tmp_path, recorder.uri)
+
+
+def kubeconfig(folder: Path, server: str) -> str:
+    """Write the file that a user of this server has; the token is a secret."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "tests",
+        "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "tests"}}],
+        "clusters": [{"name": "tests", "cluster": {"server": server}}],
+        "users": [{"name": "tests", "user": {"token": "averysecrettoken"}}],
+    }
+    path = folder / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def submit(config: str) -> subprocess.CompletedProcess[str]:
+    return micronet("submit", *OPTIONS, "--namespace", "training", KUBECONFIG=config)
+
+
+def test_submit(recorder: Recorder, cluster: str) -> None:
+    recorder.status = 201
+    recorder.answer = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "micronet-first-x7k2p"}}
+    done = submit(cluster)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == ["job", "training/micronet-first-x7k2p"]
+    assert "kubectl --namespace training logs --follow job/micronet-first-x7k2p\n" in done.stdout
+
+    ((path, authorization, body),) = recorder.requests
+    assert path == "/apis/batch/v1/namespaces/training/jobs?fieldValidation=Strict"
+    assert authorization == "Bearer averysecrettoken"
+    assert body == yaml.safe_load(rendered(*OPTIONS))
+    assert body["metadata"]["generateName"] == "micronet-first-"  # so that it can be submitted again
+    kubernetes_validate.validate(body, OLDEST, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code"), [(401, 77), (403, 77), (404, 78), (422, 78), (429, 74), (500, 74)]
+)
+def test_refusals(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, cluster: str, status: int, exit_code: int
+) -> None:
+    # The client reads the variable when it is imported.
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", cluster)
+    recorder.status, recorder.answer = status, {"kind": "Status", "message": "the reason given"}
+    with pytest.raises(JobError, match=r"training: .*: the reason given") as caught:
+        kubernetes.submit(kubernetes_job("job"), "training")
+    assert caught.value.exit_code == exit_code
+    assert caught.value.fix
+    assert "averysecrettoken" not in str(caught.value)
+
+
+def test_refused_on_the_command_line(recorder: Recorder, cluster: str) -> None:
+    recorder.status, recorder.answer = 403, {"kind": "Status", "message": "the reason given"}
+    done = submit(cluster)
+    assert_one_clear_line(done, 77, "the reason given", "create Jobs")
+    assert "averysecrettoken" not in done.stderr
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    assert_one_clear_line(submit(kubeconfig(tmp_path, nobody())), 74, "KUBECONFIG")
+
+
+def test_no_cluster(tmp_path: Path) -> None:
+    assert_one_clear_line(submit(str(tmp_path / "absent")), 78, "KUBECONFIG")
+
+
+def test_a_broken_configuration(tmp_path: Path) -> None:
+    (tmp_path / "broken").write_text("a: [")
+    assert_one_clear_line(submit(str(tmp_path / "broken")), 78, "KUBECONFIG")
+
+
+def test_without_the_client() -> None:
+    assert_one_clear_line(without("kubernetes", "submit", *OPTIONS), 78, "pip install 'micronet[kubernetes]'")
+    done = without("kubernetes", "submit", *OPTIONS, "--dry-run")
+    assert done.returncode == 0
+    assert json.dumps(yaml.safe_load(done.stdout)) == json.dumps(yaml.safe_load(rendered(*OPTIONS)))

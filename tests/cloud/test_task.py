@@ -1,0 +1,169 @@
+"""What a job is told is what the user asked for, and nothing that must not be in it."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from job.cloud.task import recipe_arguments, train_task
+from job.commands.options import chosen_recipe
+from job.commands.train import train
+from job.errors import UsageError
+from job.settings import DEMO, PRECISIONS, Cycle, Recipe
+from tests.cloud.documents import IMAGE, INFRA, ROOT, assert_one_clear_line, micronet
+
+RUN = "s3://my-bucket/runs/first"
+
+recipes = st.fixed_dictionaries(
+    {},
+    optional={
+        "depth": st.integers(1, 20).map(lambda n: 6 * n + 4),
+        "width": st.integers(1, 20),
+        "cycles": st.lists(
+            st.builds(Cycle, st.integers(1, 900), st.floats(1e-9, 10)), min_size=1, max_size=3
+        ).map(tuple),
+        "batch_size": st.integers(1, 4096),
+        "weight_decay": st.floats(0, 10),
+        "mixup_alpha": st.floats(0, 10),
+        "crop_padding": st.integers(0, 15),
+        "holdout": st.integers(0, 10_000),
+        "seed": st.integers(0, 2**32),
+        "precision": st.sampled_from(PRECISIONS),
+        "deterministic": st.booleans(),
+    },
+)
+
+
+@given(recipes, st.sampled_from([Recipe(), DEMO]))
+@settings(max_examples=200, deadline=None)
+def test_train_reads_the_recipe_that_was_meant(values: dict[str, Any], base: Recipe) -> None:
+    context = train.make_context("train", recipe_arguments(values))
+    names = {field.name for field in fields(Recipe)} & set(context.params)
+    read = chosen_recipe(context, base, {name: context.params[name] for name in names})
+    for field in fields(Recipe):
+        assert getattr(read, field.name) == values.get(field.name, getattr(base, field.name)), field.name
+
+
+def test_train_reads_the_rest() -> None:
+    task = train_task(
+        RUN,
+        {"seed": 7},
+        data=("s3://my-bucket/cifar.tar.gz", "https://example.com/cifar.tar.gz"),
+        device="cuda",
+        grace_seconds=25,
+        seeds=3,
+        variables={"AWS_DEFAULT_REGION": "eu-central-1"},
+        image=IMAGE,
+    )
+    assert task.arguments[0] == "train"
+    read = train.make_context("train", list(task.arguments[1:])).params
+    expected = {
+        "run": RUN,
+        "cache": "/data",
+        "device": "cuda",
+        "seed": 7,
+        "data": ("s3://my-bucket/cifar.tar.gz", "https://example.com/cifar.tar.gz"),
+        "grace": 25.0,
+        "demo": False,
+    }
+    assert {name: read[name] for name in expected} == expected
+    assert task.environment == {
+        "MICRONET_LOG_FORMAT": "json",
+        "MICRONET_IMAGE": IMAGE,
+        "MICRONET_ARRAY": "3",
+        "AWS_DEFAULT_REGION": "eu-central-1",
+    }
+
+
+def test_a_grace_left_open_is_not_told() -> None:
+    assert "--grace" not in train_task(RUN, {}).arguments
+    assert "MICRONET_ARRAY" not in train_task(RUN, {}).environment
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        ("s3://b/runs/first", "micronet-first"),
+        ("s3://b/Runs_2026.ö", "micronet-runs-2026"),
+        ("s3://b/" + "x" * 90, "micronet-" + "x" * 31),
+        ("s3://b/...", "micronet"),
+    ],
+)
+def test_names_are_such_as_every_scheduler_takes(run: str, name: str) -> None:
+    assert train_task(run, {}).name == name
+    assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name)
+
+
+@pytest.mark.parametrize(
+    "run", ["runs/first", "file:///runs/first", "s3://bucket", "s3://bucket/", "s3:///a"]
+)
+def test_a_run_must_outlive_its_machine(run: str) -> None:
+    with pytest.raises(UsageError, match="s3://bucket/prefix"):
+        train_task(run, {})
+
+
+@pytest.mark.parametrize("image", ["micronet", "micronet:latest", IMAGE[:-1], IMAGE + "0"])
+def test_an_image_is_named_by_its_digest(image: str) -> None:
+    with pytest.raises(UsageError, match="digest"):
+        train_task(RUN, {}, image=image)
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "my_password"])
+def test_no_secret_gets_into_a_document(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        train_task(RUN, {}, variables={name: "hidden"})
+    done = micronet("submit", "aws", "--run", RUN, "--env", f"{name}=hidden", "--dry-run")
+    assert_one_clear_line(done, 2, name, "--secret")
+    assert "hidden" not in done.stderr
+
+
+def test_a_token_s_file_is_no_secret() -> None:
+    variables = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token"}
+    assert train_task(RUN, {}, variables=variables).environment.items() >= variables.items()
+
+
+def test_options_from_the_environment_reach_the_job() -> None:
+    done = micronet("submit", "aws", "--run", RUN, "--dry-run", MICRONET_SEED="5", MICRONET_WIDTH="2")
+    assert '"--seed",\n      "5"' in done.stdout
+    assert '"--width",\n      "2"' in done.stdout
+
+
+def test_a_recipe_that_makes_no_network_is_not_submitted() -> None:
+    done = micronet("submit", "aws", "--run", RUN, "--depth", "23", "--dry-run")
+    assert_one_clear_line(done, 2, "--depth", "6n + 4")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'boto3', 'google.cloud', 'kubernetes', 'yaml'}"
+    code = (
+        "import sys; from job.cli import cli; cli.main(['submit', 'aws', '--help'], standalone_mode=False);"
+        f"print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "--array" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_documents_are_what_the_readme_s_commands_print(tmp_path: Path) -> None:
+    commands = re.findall(r"```\n(.*?)```", (INFRA / "README.md").read_text(), re.DOTALL)[-1]
+    for folder in ("google", "kubernetes"):
+        (tmp_path / "infra" / folder).mkdir(parents=True)
+    script = f'micronet() {{ "{sys.executable}" -m job.cli "$@"; }}\n{commands}'
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": path})
+    printed = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.*")}
+    assert len(printed) == 4
+    assert printed == {path: (ROOT / path).read_text() for path in printed}
+
+
+def test_a_usage_error_names_the_pair() -> None:
+    done = micronet("submit", "aws", "--run", RUN, "--env", "novalue")
+    assert done.returncode == 2
+    assert "'novalue' is not NAME=VALUE" in done.stderr
