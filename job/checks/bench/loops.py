@@ -1,0 +1,121 @@
+"""What is measured: the job's own loop, and the bare loop that no job can beat."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
+from job.network.wide_resnet import wide_resnet
+from job.resume.preemption import Preemption
+from job.settings import Cycle, Placement, Recipe
+from job.store import open_store
+from job.train import device as devices
+from job.train.attempt import Attempt
+from job.train.history import History
+from job.train.loader import Images, Normalisation, TrainingBatches
+from job.train.outputs import Run
+from job.train.precision import Precision
+from job.train.trainer import Trainer, adamw
+
+CLASSES = 100
+NEVER = 1e9  # seconds between checkpoints
+
+
+def batches(recipe: Recipe, device: torch.device, steps: int) -> TrainingBatches:
+    """Return an epoch of `steps` steps over images of noise, which cost what others do."""
+    generator = np.random.default_rng(0)
+    count = steps * recipe.batch_size
+    pixels = torch.from_numpy(generator.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
+    labels = torch.from_numpy(generator.integers(0, CLASSES, count))
+    normalise = Normalisation(CIFAR100_MEAN, CIFAR100_STD, device)
+    return TrainingBatches(Images(pixels.to(device), labels.to(device)), CLASSES, normalise, recipe)
+
+
+def network(recipe: Recipe, device: torch.device) -> torch.nn.Module:
+    """Return the recipe's network as the job lays it out."""
+    model = wide_resnet(recipe.depth, recipe.width, CLASSES)
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
+class Bare:
+    """Forward, backward and optimizer step on one batch that is there already."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, steps: int) -> None:
+        self.steps = steps
+        loader = batches(recipe, device, 1)
+        self.images, self.targets = loader.batch(loader.plan(), 0)
+        self.network = network(recipe, device)
+        self.model = Precision(self.network, recipe.precision)
+        if recipe.compile:
+            self.model.compile()
+        self.optimizer = adamw(self.network.parameters(), 1e-3, recipe.weight_decay).opt
+
+    def step(self) -> torch.Tensor:
+        """Take one step; return its loss, on the device."""
+        loss = F.cross_entropy(self.model(self.images), self.targets)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def __call__(self) -> float:
+        """Return images a second."""
+        started = time.perf_counter()
+        for _ in range(self.steps):
+            loss = self.step()
+        loss.item()  # waits for the device
+        return self.steps * len(self.images) / (time.perf_counter() - started)
+
+
+class Full:
+    """The job's loop: an attempt at a run, with augmentation, mixup, history, heartbeat and checkpoints.
+
+    `blocked_seconds` are what the training thread spent on each checkpoint.
+    """
+
+    def __init__(self, attempt: Attempt, loader: TrainingBatches, recipe: Recipe) -> None:
+        self.attempt, self.history = attempt, History()
+        self.blocked_seconds: list[float] = []
+        self.step_seconds: list[float] = []
+        self._last = time.perf_counter()
+        self.trainer = Trainer(network(recipe, loader.device), loader, recipe, self._after_step)
+
+    def __call__(self) -> float:
+        """Train an epoch; return images a second."""
+        self._last = started = time.perf_counter()
+        self.history.add(self.trainer.train_epoch())
+        self.trainer.next_epoch()
+        images = len(self.trainer.batches) * self.trainer.recipe.batch_size
+        return images / (time.perf_counter() - started)
+
+    def _after_step(self) -> None:
+        offered, began = self.attempt.saver.last_offer, time.perf_counter()
+        self.attempt.after_step()
+        now = time.perf_counter()
+        if self.attempt.saver.last_offer != offered:
+            self.blocked_seconds.append(now - began)
+        self.step_seconds.append(now - self._last)
+        self._last = now
+
+
+@contextmanager
+def full(
+    recipe: Recipe, device: torch.device, steps: int, every_seconds: float = NEVER, store: str | None = None
+) -> Iterator[Full]:
+    """Make one whose run lives in `store`, or in a folder that goes away with the block."""
+    recipe = replace(recipe, cycles=(Cycle(100_000, 5e-3),))
+    with tempfile.TemporaryDirectory(prefix="micronet-bench-") as folder:
+        run = Run.open(open_store(store or folder), recipe)
+        placement = Placement(None, (), folder, checkpoint_every=every_seconds)
+        attempt = Attempt(run, devices.machine(device), placement, Preemption(30))
+        subject = Full(attempt, batches(recipe, device, steps), recipe)
+        with attempt.kept(subject.trainer, subject.history):
+            yield subject

@@ -1,0 +1,47 @@
+"""Measuring subjects in turn, so that what the machine does meanwhile meets all of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from job import events
+from job.view.statistics import estimate
+
+Subject = Callable[[], float]
+Measured = dict[str, list[float]]
+
+
+def interleave(subjects: Mapping[str, Subject], rounds: int) -> Measured:
+    """Return what each subject gave in each of `rounds`, the first subject changing from round to round.
+
+    A subject returns a rate. Each is called once before, which is not measured.
+    """
+    names = list(subjects)
+    for name in names:
+        subjects[name]()
+    measured: Measured = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in [*names[first:], *names[:first]]:
+            measured[name].append(subjects[name]())
+        events.emit("round", number=number + 1, of=rounds, **{name: measured[name][-1] for name in names})
+    return measured
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Return {median, low, high, n}, low and high being the extremes."""
+    return {
+        "median": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+        "n": len(values),
+    }
+
+
+def ratio(measured: Measured, one: str, other: str) -> dict[str, Any]:
+    """Return the spread of `one` over `other`, paired by round, with the mean and its 95 % half width."""
+    ratios = [a / b for a, b in zip(measured[one], measured[other], strict=True)]
+    mean = estimate(ratios)
+    return {**spread(ratios), "mean": mean.mean, "half_width": mean.half_width}

@@ -1,0 +1,73 @@
+"""`micronet bench`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import click
+
+from job import settings
+from job.commands.options import SECONDS, device_option, json_option, option
+from job.resume.preemption import Preemption
+
+PARTS = ("loop", "augmentation", "operators", "memory", "floor", "determinism", "checkpoints")
+ON_CPU, ON_GPU = 64, 256  # images a batch
+
+
+@click.command()
+@option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Measure this only.")
+@option("--depth", type=click.IntRange(min=10), default=22, help="Depth, 6n + 4.")
+@option("--width", type=click.IntRange(min=1), default=6, help="Width.")
+@option("--batch-size", type=click.IntRange(min=1), help="Images a step. Default: 64, on a GPU 256.")
+@option("--precision", type=click.Choice(settings.PRECISIONS), default="auto", help="Arithmetic of the step.")
+@option("--compile/--no-compile", default=False, help="Compile the job's step and the bare one.")
+@option("--cache", default="data", metavar="DIR", help="Folder for what --compile makes.")
+@option("--rounds", type=click.IntRange(min=1), default=6, help="Measurements of each subject, in turn.")
+@option("--seconds", type=SECONDS, default=5.0, metavar="TIME", help="About how long each of them takes.")
+@option("--price", type=click.FloatRange(min=0), help="Of an hour of this machine.")
+@device_option
+@json_option
+@click.pass_obj
+def bench(
+    preemption: Preemption,
+    /,
+    parts: tuple[str, ...],
+    depth: int,
+    width: int,
+    batch_size: int | None,
+    precision: str,
+    compile: bool,  # noqa: A002 - the option's name
+    cache: str,
+    rounds: int,
+    seconds: float,
+    price: float | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    r"""Measure the job's speed here against the bare loop and stock fastai, on images of noise.
+
+    \b
+    micronet bench                                   all parts, some ten minutes
+    micronet bench --part loop --width 1 --batch-size 256
+    """
+    from pathlib import Path
+
+    with preemption.deferred():
+        from job.checks.bench import parts as measure
+        from job.checks.bench import show
+        from job.train import device as devices
+
+    chosen = devices.choose("any" if device == "auto" else device)
+    if compile:
+        devices.prepare_compiler(Path(cache))
+    recipe = replace(
+        settings.Recipe(),
+        depth=depth,
+        width=width,
+        batch_size=batch_size or (ON_GPU if chosen.type == "cuda" else ON_CPU),
+        precision=precision,
+        compile=compile,
+    )
+    results = measure.run(measure.Bench(recipe, chosen, rounds, seconds, price), parts or PARTS)
+    click.echo(json.dumps(results, indent=2) if as_json else "\n".join(show.lines(results)))
