@@ -62,8 +62,9 @@ def results() -> dict[str, object]:
         "--price",
         "2",
     ]
+    command = [sys.executable, "-m", "job.cli", "bench"]
     done = subprocess.run(
-        [sys.executable, "-m", "job.cli", "bench", *options, *(f"--part={part}" for part in parts)],
+        [*command, *options, "--seconds", "0.1", "--price", "2", *(f"--part={part}" for part in parts)],
         capture_output=True,
         text=True,
     )

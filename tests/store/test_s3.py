@@ -19,6 +19,7 @@ from job.store import open_store, s3
 from job.store.base import AbsentError, ConflictError, RefusedError, TransientError
 from job.store.s3_errors import explain
 from tests.servers import ACCESS_KEY, DOMAIN, SECRET_KEY, FaultProxy, RangeServer, SeaweedFS, free_ports
+from tests.store.careless import CarelessS3
 
 OPERATIONS: list[Callable[[Any], Any]] = [
     lambda store: store.get("key"),
@@ -157,7 +158,7 @@ def test_a_store_that_gives_back_other_bytes_is_not_written_to(s3_uri: str, prox
     proxy.refused = re.compile("x-amz-sdk-checksum-algorithm|x-amz-checksum-crc", re.IGNORECASE)
     store = open_store(s3_uri)
     store.list()
-    proxy.faults = [("pass", 0), ("flip", 0)]  # the probe's put without checksum, and its get
+    proxy.faults = [("pass", 0), ("pass", 0), ("flip", 0)]  # a list, the put without checksum, and its get
     with pytest.raises(ConfigurationError, match="other bytes"):
         store.put("key", b"x")
     proxy.refused = None
@@ -201,6 +202,68 @@ def test_a_slow_upload_may_take_longer_than_a_connection(
     assert store.get("key").data == bytes(8_000_000)
 
 
+def test_what_was_found_out_about_the_service_is_told(s3_uri: str, seaweedfs: SeaweedFS) -> None:
+    store = open_store(s3_uri)
+    before = store.service()
+    assert before
+    assert (before.addressing, before.checksums, before.clock_ahead_seconds) == (None, None, None)
+    store.put("key", b"x")
+    after = store.service()
+    assert after
+    assert (after.endpoint, after.addressing, after.checksums) == (
+        seaweedfs.endpoint,
+        "path",
+        "when_supported",
+    )
+    assert abs(after.clock_ahead_seconds or 99) < 3
+    assert (after.credentials, after.expires, after.temporary) == ("env", None, False)
+
+
+def test_the_checksum_mode_found_is_told(s3_uri: str, proxy: FaultProxy) -> None:
+    proxy.refused = re.compile("x-amz-sdk-checksum-algorithm|x-amz-checksum-crc", re.IGNORECASE)
+    store = open_store(s3_uri)
+    store.put("key", b"x")
+    service = store.service()
+    assert service
+    assert service.checksums == "when_required"
+
+
+@pytest.mark.parametrize("ahead", [-3600, 120])
+def test_the_clock_is_compared_with_the_stores(
+    monkeypatch: pytest.MonkeyPatch, s3_uri: str, ahead: int
+) -> None:
+    server = CarelessS3(ahead_seconds=-ahead)
+    server.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.uri)
+    store = open_store("s3://bucket/run")
+    assert store.list() == []
+    server.stop()
+    service = store.service()
+    assert service
+    assert service.clock_ahead_seconds == pytest.approx(ahead, abs=3)
+
+
+def test_the_end_of_credentials_is_told(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    service = open_store(s3_uri).service()
+    assert service
+    assert (service.temporary, service.expires) == (True, None)
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2031-02-03T04:05:06Z")
+    service = open_store(s3_uri).service()
+    assert service
+    assert (service.temporary, service.expires) == (True, datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC))
+
+
+def test_credentials_that_have_ended_may_be_renewed(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2021-02-03T04:05:06Z")
+    with pytest.raises(TransientError, match="still expired"):
+        open_store(s3_uri, retry_seconds=0.1).get("key")
+
+
+def test_a_folder_has_no_service(tmp_path: Path) -> None:
+    assert open_store(str(tmp_path)).service() is None
+
+
 ANSWERS = [  # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
     ("NoSuchKey", 404, AbsentError, 65),
     ("404", 404, ConfigurationError, 78),
@@ -221,7 +284,8 @@ ANSWERS = [  # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.ht
     ("BadDigest", 400, TransientError, 74),
     ("PermanentRedirect", 301, ConfigurationError, 78),
     ("AuthorizationHeaderMalformed", 400, ConfigurationError, 78),
-    ("NotImplemented", 501, TransientError, 74),
+    ("NotImplemented", 501, ConfigurationError, 78),
+    ("501", 501, TransientError, 74),  # said by something in between
 ]
 
 

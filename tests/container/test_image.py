@@ -1,0 +1,141 @@
+"""What is in the image, and what a container of it may do and says of itself."""
+
+import json
+import re
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.container.conftest import BASE, ROOT, Image
+from tests.container.engine import HARDENED, Engine
+
+pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
+
+SIZE_GB = 5.8  # measured: 5.64, of which 4.6 are PyTorch's and NVIDIA's wheels
+
+NOBODY = "--user=54321:54321"  # has no entry in the image's passwd
+AS_ROOT = ("--user=0:0",)
+
+ENVIRONMENT = {
+    "HOME": "/tmp",
+    "MPLCONFIGDIR": "/tmp/matplotlib",
+    "NVIDIA_DISABLE_REQUIRE": "true",
+    "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+    "NVIDIA_VISIBLE_DEVICES": "all",
+}
+
+TIMED = """
+import subprocess, time
+for _ in range(5):
+    began = time.perf_counter()
+    subprocess.run(["/entrypoint.sh", "--help"], check=True, stdout=subprocess.DEVNULL)
+    print(time.perf_counter() - began)
+"""
+
+STALE = """
+import importlib.util, pathlib, sys
+for source in [*pathlib.Path("/opt/micronet").rglob("*.py"), *pathlib.Path(sys.prefix, "lib").rglob("*.py")]:
+    compiled = pathlib.Path(importlib.util.cache_from_source(source))
+    changed = int(source.stat().st_mtime).to_bytes(4, "little")
+    if compiled.exists() and compiled.read_bytes()[8:12] != changed:
+        print(source)
+"""
+
+
+def inside(
+    engine: Engine, image: Image, *command: str, options: Sequence[str] = (*HARDENED, NOBODY)
+) -> list[str]:
+    """Run another program than the entry point in a container of the image; return its lines."""
+    program, *words = command
+    done = engine.run(image.tag, *words, options=[*options, f"--entrypoint={program}"])
+    return done.expect(0).out.splitlines()
+
+
+def configuration(engine: Engine, image: Image) -> dict:
+    return json.loads(engine.podman("image", "inspect", image.tag).expect(0).out)[0]
+
+
+def test_says_what_it_was_built_from(engine: Engine, image: Image) -> None:
+    config = configuration(engine, image)["Config"]
+    assert config["Labels"]["org.opencontainers.image.revision"] == image.revision
+    assert config["Labels"]["org.opencontainers.image.title"] == "micronet"
+    assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT"
+    environment = dict(line.split("=", 1) for line in config["Env"])
+    assert environment | ENVIRONMENT == environment
+    assert (environment["MICRONET_REVISION"], environment["MICRONET_IMAGE"]) == (image.revision, image.tag)
+    assert re.fullmatch(
+        r"[1-9]\d*:[1-9]\d*", config["User"]
+    )  # by number: a scheduler can tell it is not root
+    assert config["Volumes"] == {"/data": {}}
+
+
+def test_is_as_small_as_the_wheels_allow(engine: Engine, image: Image) -> None:
+    size = configuration(engine, image)["Size"] / 1e9
+    print(f"{size:.2f} GB, built in {image.build_seconds:.0f} s")
+    assert size < SIZE_GB
+
+
+def test_holds_neither_data_nor_what_only_the_build_needed(engine: Engine, image: Image) -> None:
+    everything = inside(engine, image, "/usr/bin/find", "/", "-xdev", options=AS_ROOT)
+    assert "/opt/micronet/bin/micronet" in everything
+    left = re.compile(
+        r"/(data|runs|build|dist)/|/root/\.cache|/var/lib/apt/lists/.|/opt/pip"
+        r"|/opt/venv/lib/[^/]*/[^/]*/(pip|triton|spacy)$|.*/cifar[^/]*\.(tar|gz|zip)$|.*\.whl$|.*/\.git$"
+    )
+    assert [path for path in everything if left.match(path)] == []
+
+
+def test_no_program_changes_its_user(engine: Engine, image: Image) -> None:
+    command = ("/usr/bin/find", "/", "-xdev", "-type", "f", "-perm", "/6000")
+    assert inside(engine, image, *command, options=AS_ROOT) == []
+
+
+def test_only_the_folders_for_it_are_writable(engine: Engine, image: Image) -> None:
+    words = ["/", "-xdev", "-writable", "-not", "-type", "l", "-prune", "-print"]
+    options = [NOBODY, "--cap-drop=all", "--entrypoint=/usr/bin/find"]
+    found = engine.run(image.tag, *words, options=options).out.split()
+    assert set(found) - {"/data", "/run/lock", "/var/tmp"} == {"/runs", "/tmp"}
+
+
+def test_nothing_is_compiled_at_the_start(engine: Engine, image: Image) -> None:
+    assert inside(engine, image, "/opt/venv/bin/python", "-c", STALE) == []
+
+
+def test_help_comes_within_half_a_second(engine: Engine, image: Image) -> None:
+    seconds = [float(line) for line in inside(engine, image, "/opt/venv/bin/python", "-c", TIMED)]
+    print(seconds)
+    assert statistics.median(seconds) < 0.5
+
+
+def test_help_is_what_a_container_says_without_a_command(engine: Engine, image: Image) -> None:
+    said = engine.run(image.tag, options=[*HARDENED, NOBODY]).expect(0)
+    assert "Usage: micronet" in said.out
+    assert "train" in said.out
+    assert said.err == ""
+
+
+def test_other_requirements_can_be_given_and_their_hashes_hold(
+    engine: Engine, image: Image, tmp_path: Path
+) -> None:
+    for name in ("Dockerfile", ".dockerignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    entry = re.search(r"^six==.*(?:\n    .*)+", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert entry
+    arguments = {"BASE_IMAGE": BASE, "REQUIREMENTS": "requirements-six.lock"}
+    options = ("--target=dependencies", "--layers=false")
+
+    (tmp_path / "requirements-six.lock").write_text(entry[0])
+    engine.build(tmp_path, "localhost/micronet-six:ci", arguments, *options).expect(0)
+    listed = engine.run(
+        "localhost/micronet-six:ci", "/opt/venv/bin/python", "-c", "import six; print(six.__version__)"
+    )
+    assert f"six=={listed.expect(0).out.strip()} " in entry[0]
+
+    forged = re.sub(r"sha256:.{8}", "sha256:00000000", entry[0])
+    (tmp_path / "requirements-six.lock").write_text(forged)
+    refused = engine.build(tmp_path, "localhost/micronet-forged:ci", arguments, *options)
+    assert refused.code != 0
+    assert "DO NOT MATCH THE HASHES" in refused.out + refused.err

@@ -1,0 +1,100 @@
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from job.view.answers import MAX_UNPACKED, Answers
+from job.view.heat import heat
+
+LABEL = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3])
+PREDICTION = np.array([0, 0, 1, 1, 1, 1, 2, 3, 0, 2])
+NAMES = ("a", "b", "c", "d")
+
+
+def npz(**arrays: object) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def answers(
+    superclasses: tuple[str, ...] = ("x", "x", "y", "y"), classes: tuple[str, ...] = NAMES
+) -> Answers:
+    return Answers(LABEL, PREDICTION, classes, superclasses)
+
+
+def test_classes_come_worst_first_with_what_they_are_taken_for() -> None:
+    results = answers().results()
+    assert [(result.name, result.correct, result.total) for result in results] == [
+        ("d", 0, 1),
+        ("c", 1, 3),
+        ("a", 2, 4),
+        ("b", 2, 2),
+    ]
+    assert [(result.taken_for, result.taken_count) for result in results] == [
+        ("c", 1),
+        ("a", 1),  # as often as "d": the first of equals
+        ("b", 2),
+        (None, 0),
+    ]
+    assert [result.superclass for result in results] == ["y", "y", "x", "x"]
+
+
+def test_confusion_by_superclass() -> None:
+    confusion = answers().confusion()
+    assert confusion is not None
+    assert confusion.names == ("x", "y")
+    assert confusion.counts.tolist() == [[6, 0], [1, 3]]
+    cells = {
+        (cell.row, cell.column): (cell.count, cell.share, cell.opacity) for cell in heat(confusion).cells
+    }
+    assert cells == {(0, 0): (6, 1, 1), (1, 0): (1, 0.25, 1), (1, 1): (3, 0.75, 0.75)}
+    assert "y for x, 25.0%" in heat(confusion).alt
+
+
+def test_without_names_there_are_numbers_and_no_confusion() -> None:
+    unnamed = answers((), ())
+    assert [result.name for result in unnamed.results()] == ["class 3", "class 2", "class 0", "class 1"]
+    assert unnamed.confusion() is None
+    assert answers(("x",) * 4).confusion() is None  # of one superclass there is nothing to confuse
+
+
+def test_a_file_is_read_with_its_names_and_without() -> None:
+    found = Answers.decode(npz(label=LABEL, prediction=PREDICTION, classes=np.array(NAMES)))
+    assert (found.label.tolist(), found.classes, found.superclasses) == (LABEL.tolist(), NAMES, ())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04 not a zip",
+        npz(label=LABEL),
+        npz(label=LABEL, prediction=PREDICTION[:-1]),
+        npz(label=LABEL, prediction=PREDICTION.astype(float)),
+        npz(label=LABEL - 1, prediction=PREDICTION),
+        npz(label=LABEL, prediction=PREDICTION + 10**12),
+        npz(label=LABEL[:0], prediction=PREDICTION[:0]),
+        npz(label=LABEL, prediction=PREDICTION, classes=np.array(["a", "b", "c"])),  # label 3 has no name
+        npz(label=LABEL, prediction=PREDICTION, classes=np.array(NAMES), superclasses=np.array(["x"])),
+        npz(label=LABEL, prediction=PREDICTION, classes=np.array([1, 2, 3, 4])),
+        npz(label=np.array([object()], object), prediction=PREDICTION),
+    ],
+)
+def test_what_is_damaged_or_hostile_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - of many causes
+        Answers.decode(content)
+
+
+def test_a_bomb_is_not_unpacked() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("label.npy", bytes(MAX_UNPACKED + 1))
+    with pytest.raises(ValueError, match="unpacks to more"):
+        Answers.decode(buffer.getvalue())
+
+
+def test_only_the_file_that_the_report_speaks_of() -> None:
+    with pytest.raises(ValueError, match="SHA-256"):
+        Answers.decode(npz(label=LABEL, prediction=PREDICTION), "0" * 64)

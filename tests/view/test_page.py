@@ -1,0 +1,235 @@
+"""What the page says and what it must never hold; how it looks is `test_browser.py`'s."""
+
+import base64
+import hashlib
+import re
+import time
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markupsafe import escape
+
+from job.store import open_store
+from job.view import page
+from job.view.evidence import Evidence, read
+from tests.view.runs import write_run
+
+EPOCHS_MAX_BYTES = 2_000_000
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "</title></style></svg><script>alert(1)</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:alert(1)",
+    "a\u202eb",
+]
+
+
+class Outline(HTMLParser):
+    """The elements and attributes of a page, as a browser's parser would find them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+
+    def all(self, tag: str, of_class: str | None = None) -> list[dict[str, str | None]]:
+        return [
+            attributes
+            for name, attributes in self.elements
+            if name == tag and (of_class is None or of_class in (attributes.get("class") or "").split())
+        ]
+
+
+def run(path: Path, **how: object) -> Evidence:
+    store = open_store(str(path))
+    write_run(store, **how)  # type: ignore[arg-type]
+    return read(store)
+
+
+def curve_points(html: str, index: int) -> list[float]:
+    """Return the x coordinates of a curve."""
+    path = re.findall(r'<path class="curve [^"]*" d="([^"]*)"', html)[index]
+    return [float(x) for x, _ in re.findall(r"([\d.]+) ([\d.]+)", path)]
+
+
+def test_a_page_of_600_epochs_is_small_and_quick(tmp_path: Path) -> None:
+    one = run(tmp_path, epochs=600, kills=3)
+    page.render([one])  # imports
+    start = time.perf_counter()
+    html = page.render([one])
+    assert time.perf_counter() - start < 5
+    assert len(html.encode()) < EPOCHS_MAX_BYTES
+
+
+def test_three_kills_show_three_breaks_and_no_epoch_twice(tmp_path: Path) -> None:
+    html = page.render([run(tmp_path, epochs=600, kills=3)])
+    outline = Outline(html)
+    assert len(outline.all("g", "stop")) == 3
+    assert len(outline.all("rect", "attempt")) == 4
+    assert len(outline.all("rect", "lost")) == 3
+    curves = re.findall(r'<path class="curve', html)
+    assert len(curves) == 6  # accuracy, two losses, throughput, learning rate, momentum
+    for index in range(6):
+        x = curve_points(html, index)
+        assert len(x) == 600
+        assert all(before < after for before, after in pairwise(x))
+    assert len(outline.all("line", "break")) == 3 * 5  # in each of the five charts
+    assert len(re.findall(r"<tr><th>\d+</th>", html)) == 600
+
+
+def test_five_seeds_show_mean_and_interval(tmp_path: Path) -> None:
+    accuracies = [0.8012, 0.8046, 0.8037, 0.7991, 0.8050]
+    runs = [
+        run(tmp_path / str(seed), epochs=30, seed=seed, accuracy=accuracy)
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    html = page.render(runs)
+    half = 2.7764451051977987 * np.std(accuracies, ddof=1) / np.sqrt(5)
+    assert f"{100 * np.mean(accuracies):.2f} % ± {100 * half:.2f}" in html  # 80.27 % ± 0.31
+    assert "5 seeds (0, 1, 2, 3, 4)" in html
+    assert len(Outline(html).all("path", "band")) == 2  # of accuracy and test loss
+    for seed in range(5):
+        assert f"seed {seed}</li>" in html
+
+
+def test_another_recipe_is_no_seed_and_has_no_mean(tmp_path: Path) -> None:
+    runs = [run(tmp_path / "a", epochs=5), run(tmp_path / "b", epochs=5, seed=1)]
+    runs[1].recipe["width"] = 5
+    html = page.render(runs)
+    assert "±" not in html
+    assert not Outline(html).all("path", "band")
+
+
+def test_the_same_run_named_twice_is_one_seed(tmp_path: Path) -> None:
+    one = run(tmp_path, epochs=5)
+    assert "±" not in page.render([one, one])
+
+
+def test_the_headline_says_whether_the_run_passes_and_where_it_would_stand(tmp_path: Path) -> None:
+    passed = page.render([run(tmp_path / "a", epochs=5, accuracy=0.8)])
+    assert "reaches the 80 % asked for" in passed
+    assert "28th of 29" in passed
+    missed = page.render([run(tmp_path / "b", epochs=5, accuracy=0.7999)])
+    assert "misses the 80 % asked for" in missed
+    assert "79.99 %" in missed
+    assert "With 80 % it would be 28th of 29" in missed
+
+
+def test_a_place_is_given_on_the_leaderboards_own_data_only(tmp_path: Path) -> None:
+    other = run(tmp_path, epochs=5, accuracy=0.9)
+    assert other.report is not None
+    other.report["data"]["sha256"] = "0" * 64
+    html = page.render([other])
+    assert "No place on the 2019 leaderboard" in html
+    assert "of 29" not in html
+
+
+def test_the_score_is_broken_down_by_block(tmp_path: Path) -> None:
+    html = page.render([run(tmp_path, epochs=5)])
+    rows = dict(
+        re.findall(r'<tr><th scope="row">(stem|block\d|linear)</th><td class="number">([\d,]+)</td>', html)
+    )
+    assert rows["stem"] == "432"  # 3 x 3 x 3 x 16
+    # 96 -> 192 channels: two 3x3 convolutions, a 1x1 shortcut, and two batch norms.
+    assert rows["block4"] == f"{96 * 192 * 9 + 192 * 192 * 9 + 96 * 192 + 2 * 96 + 2 * 192:,}"
+    assert rows["linear"] == "38,500"
+    assert "block9" in rows
+
+
+def test_a_recipe_that_is_not_the_reports_network_is_not_recounted(tmp_path: Path) -> None:
+    for changed in ({"depth": 16}, {"depth": 23}, {"width": 10**9}, {"depth": "22"}, {"depth": -2}):
+        one = run(tmp_path, epochs=5)
+        one.recipe.update(changed)
+        assert "block4" not in page.render([one])
+
+
+def test_an_unfinished_run_has_a_page(tmp_path: Path) -> None:
+    html = page.render([run(tmp_path, epochs=40, kills=1, finished=False)])
+    assert "Not finished" in html
+    assert "After epoch 20" in html
+    assert len(curve_points(html, 0)) == 20
+    assert len(Outline(html).all("g", "stop")) == 1
+    assert "There are no predictions yet" in html
+    assert "No sheet of samples here" in html
+
+
+def test_before_the_first_epoch_there_is_a_page_too(tmp_path: Path) -> None:
+    run(tmp_path, epochs=40, finished=False)
+    (tmp_path / "history.jsonl").unlink()
+    html = page.render([read(open_store(str(tmp_path)))])
+    assert "Not finished" in html
+    assert "<path" not in html
+
+
+def test_without_superclasses_the_page_says_so(tmp_path: Path) -> None:
+    html = page.render([run(tmp_path, epochs=5, superclasses=[])])
+    assert "do not say which class belongs to which" in html
+    assert not Outline(html).all("rect", "wrong")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_out_of_a_bucket_stays_text(tmp_path: Path, text: str) -> None:
+    classes = [f"{text}{index}" for index in range(10)]
+    hostile = run(
+        tmp_path / "run", epochs=5, kills=1, run_id=text, classes=classes, superclasses=[text] * 5 + ["b"] * 5
+    )
+    hostile.recipe["seed"] = text
+    hostile.recipe["width"] = text
+    hostile.attempts[0] = type(hostile.attempts[0])(1, None, None, text, text, text, None)
+    assert hostile.report is not None
+    hostile.report["environment"]["git"] = text
+    hostile.report["data"]["source"] = text
+    plain = run(tmp_path / "plain", epochs=5, kills=1, classes=["c"] * 10, superclasses=["a"] * 5 + ["b"] * 5)
+    plain.recipe["width"] = "c"
+    plain.attempts[0] = type(plain.attempts[0])(1, None, None, "c", "c", "c", None)
+    for runs in ([hostile], [hostile, plain]):
+        html = page.render(runs)
+        outline = Outline(html)
+        assert str(escape(text)) in html
+        assert len(outline.all("script")) == 1
+        assert len(outline.all("img")) == (1 if len(runs) == 1 else 0)
+        assert not any(name.startswith("on") for _, attributes in outline.elements for name in attributes)
+        links = {attributes.get("href") for attributes in outline.all("a")}
+        assert all(link and link.startswith(("#", "https://micronet-challenge.github.io/")) for link in links)
+    names = [[tag for tag, _ in Outline(page.render([one])).elements] for one in (hostile, plain)]
+    assert names[0] == names[1]
+
+
+def test_the_policy_allows_this_style_and_script_and_nothing_else(tmp_path: Path) -> None:
+    html = page.render([run(tmp_path, epochs=5)])
+    outline = Outline(html)
+    policy = next(meta["content"] for meta in outline.all("meta") if "http-equiv" in meta)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    for tag in ("style", "script"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert not any("style" in attributes for _, attributes in outline.elements)
+    assert [image["src"][:22] for image in outline.all("img") if image["src"]] == ["data:image/png;base64,"]
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest", html)
+
+
+def test_every_figure_has_its_text(tmp_path: Path) -> None:
+    outline = Outline(page.render([run(tmp_path, epochs=5, kills=2)]))
+    ids = {attributes.get("id") for _, attributes in outline.elements}
+    images = [svg for svg in outline.all("svg") if svg.get("role") == "img"]
+    assert len(images) == 5 + 3  # charts; standings, timeline, confusion
+    assert all(svg["aria-labelledby"] in ids for svg in images)
+    named = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
+    assert len(named) == len(set(named))
+
+
+def test_it_is_published_beside_the_report(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    write_run(store, epochs=5)
+    assert page.publish(store) == f"{tmp_path}/report.html"
+    assert (tmp_path / "report.html").read_text("utf-8") == page.render([read(store)])
