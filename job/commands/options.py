@@ -115,6 +115,11 @@ data_option = option(
     "#sha256=HEX. Give several to have them tried in turn. Default: CIFAR-100 from its home.",
 )
 cache_option = option("--cache", default="data", metavar="DIR", help="Folder for the unpacked data.")
+store_cache_option = option(
+    "--store-cache",
+    metavar="URI",
+    help="Store that keeps the archive for other runs. Default: data beside a run in a bucket; or none.",
+)
 demo_option = option(
     "--demo", is_flag=True, help="Use a generated data set and a recipe that takes minutes on a processor."
 )

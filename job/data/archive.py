@@ -12,6 +12,8 @@ from job import events
 from job.data.cifar import CIFAR100_SHA256, FILES, FOLDER
 from job.data.download import download
 from job.data.extract import extract
+from job.data.remote import HTTP
+from job.data.store_cache import download_once
 from job.errors import (
     ConfigurationError,
     DataError,
@@ -79,11 +81,13 @@ def parse_source(text: str) -> Source:
     return Source(uri, sha256.lower() or None)
 
 
-def fetch(sources: Sequence[Source], cache: Path) -> Archive:
+def fetch(sources: Sequence[Source], cache: Path, store_cache: str | None = None) -> Archive:
     """Return the archive from the first source that gives a right one.
 
     A local file is used where it is. A download is kept in `cache`, goes on where an earlier one was cut,
     and is verified before every use; a source without a stated hash is asked whether its file has changed.
+    What would come over HTTP and has a stated hash is taken from the store `store_cache` when it is there,
+    else put there; the archive's `uri` is its source's all the same.
 
     Raises, when no source will do, one error that says why each did not: MachineError if a later try may
     succeed, else PermissionRefusedError, DataError or ConfigurationError.
@@ -91,14 +95,14 @@ def fetch(sources: Sequence[Source], cache: Path) -> Archive:
     failures: list[JobError] = []
     for source in sources:
         try:
-            return _fetch(source, cache)
+            return _fetch(source, cache, store_cache)
         except JobError as error:
             failures.append(error)
             if len(sources) > 1:
                 events.warn("source_failed", source=str(source), reason=str(error))
     if len(failures) == 1:
         raise failures[0]
-    raise _all_failed(failures)
+    raise all_failed(failures)
 
 
 def unpack(archive: Archive, cache: Path) -> Path:
@@ -130,11 +134,15 @@ def unpack(archive: Archive, cache: Path) -> Path:
     return target
 
 
-def _fetch(source: Source, cache: Path) -> Archive:
+def _fetch(source: Source, cache: Path, store_cache: str | None) -> Archive:
     path = local_path(source.uri)
     if path is None:
+        uri, name, sha256, size = source.uri, str(source), source.sha256, source.size
         try:
-            path, sha256 = download(source.uri, str(source), source.sha256, source.size, cache)
+            if store_cache and sha256 and uri.startswith(HTTP):
+                path = download_once(store_cache, uri, name, sha256, size, cache)
+            else:
+                path, sha256 = download(uri, name, sha256, size, cache)
         except JobError as error:
             error.message = f"{source}: {error.message}"
             raise
@@ -154,7 +162,8 @@ def _fetch(source: Source, cache: Path) -> Archive:
     return Archive(path, sha256, str(source))
 
 
-def _all_failed(failures: list[JobError]) -> JobError:
+def all_failed(failures: Sequence[JobError]) -> JobError:
+    """Return one error for all sources: of the kind that leaves most hope, with each reason."""
     reasons = "; ".join(str(error) for error in failures)
     for kind in (MachineError, PermissionRefusedError, DataError, ConfigurationError):
         if any(isinstance(error, kind) for error in failures):

@@ -24,15 +24,16 @@ class PreparedData:
     std: Channels
 
 
-def prepare(sources: Sequence[str], cache: Path) -> PreparedData:
+def prepare(sources: Sequence[str], cache: Path, store_cache: str | None = None) -> PreparedData:
     """Fetch, verify, unpack and load the first of `sources` that can be had; CIFAR-100 if there are none.
 
-    DEMO_DATA stands for the generated set. Raises JobError.
+    DEMO_DATA stands for the generated set. `store_cache` is a store that may hold the archive already, and
+    does afterwards (see `archive.fetch`). Raises JobError.
     """
     if tuple(sources) == (DEMO_DATA,):
         archive = _generate(cache)
     else:
-        archive = fetch([parse_source(text) for text in sources] or CIFAR100, cache)
+        archive = fetch([parse_source(text) for text in sources] or CIFAR100, cache, store_cache)
     folder = unpack(archive, cache)
     dataset = load(folder, archive.sha256)
     return PreparedData(dataset, archive.uri, folder, *statistics(dataset))

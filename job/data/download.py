@@ -55,6 +55,11 @@ def download(uri: str, name: str, sha256: str | None, size: int | None, cache: P
         raise explain(error, cache) from error
 
 
+def kept(sha256: str, cache: Path) -> Path:
+    """Return where `cache` keeps, or would keep, the download of that SHA-256."""
+    return cache / f"{sha256}.archive"
+
+
 class _Download:
     """One URI's partial file in the cache and the record of it; the caller holds the lock on both."""
 
@@ -66,19 +71,19 @@ class _Download:
 
     def run(self, sha256: str | None) -> tuple[Path, str]:
         if sha256 and self._is_kept(sha256):
-            return self._kept(sha256), sha256
+            return kept(sha256, self.cache), sha256
         if not sha256 and self.record.sha256 and self._patiently(self._is_unchanged):
-            return self._kept(self.record.sha256), self.record.sha256
+            return kept(self.record.sha256, self.cache), self.record.sha256
         self._patiently(self._fill)
         found = sha256_of(self.partial)
         if sha256 not in (None, found):
             self._refuse(f"its SHA-256 is {found}, not {sha256}")
         if self.stated_size not in (None, self._have()):
             self._refuse(f"it has {self._have()} bytes, not {self.stated_size}")
-        self.partial.replace(self._kept(found))
+        self.partial.replace(kept(found, self.cache))
         self.record.sha256 = found
         self._write_record()
-        return self._kept(found), found
+        return kept(found, self.cache), found
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Repeat `action` after a TransientError while it brings new bytes, else FRUITLESS_TRIES times."""
@@ -97,11 +102,8 @@ class _Download:
                 )
                 time.sleep(pause)
 
-    def _kept(self, sha256: str) -> Path:
-        return self.cache / f"{sha256}.archive"
-
     def _is_kept(self, sha256: str) -> bool:
-        path = self._kept(sha256)
+        path = kept(sha256, self.cache)
         if not path.exists():
             return False
         if sha256_of(path) == sha256:

@@ -1,4 +1,4 @@
-"""Read a file over HTTP or from S3, from any offset on, without mixing two versions of it."""
+"""Read a file over HTTP or from a store, from any offset on, without mixing two versions of it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from job.errors import DataError, PermissionRefusedError
 from job.store import open_store
 from job.store.base import TransientError
 
+HTTP = ("http://", "https://")
 CONNECT_SECONDS = 10
 READ_SECONDS = 30
 CHUNK_BYTES = 2**18
@@ -45,11 +46,24 @@ def open_remote(uri: str, offset: int = 0, version: str | None = None) -> Iterat
     Raises, also while `chunks` are taken, TransientError for whatever may work later; DataError when there
     is no such file; PermissionRefusedError.
     """
-    if uri.startswith("s3://"):
-        yield _open_s3(uri, offset, version)
-    else:
+    if uri.startswith(HTTP):
         with _open_http(uri, offset, version) as remote:
             yield remote
+    else:
+        yield _open_stored(uri, offset, version)
+
+
+def size_of(uri: str) -> int | None:
+    """Return the size of the file at `uri` in bytes, None where the server does not say.
+
+    Asks for the file itself and leaves it unread, since an address may be signed for that alone. Raises as
+    `open_remote` does.
+    """
+    if uri.startswith(HTTP):
+        with _open_http(uri, 0, None) as remote:
+            return remote.size
+    folder, _, key = uri.rpartition("/")
+    return open_store(folder, retry_seconds=0).get_range(key, 0, 1).size
 
 
 @contextlib.contextmanager
@@ -118,7 +132,7 @@ def _http_chunks(response: requests.Response) -> Iterator[bytes]:
         raise TransientError(f"the connection broke ({_cause(error)})", "Try later") from error
 
 
-def _open_s3(uri: str, offset: int, version: str | None) -> Remote:
+def _open_stored(uri: str, offset: int, version: str | None) -> Remote:
     folder, _, key = uri.rpartition("/")
     store = open_store(folder, retry_seconds=0)  # the caller goes on from where it was cut
     first = store.get_range(key, offset, PART_BYTES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from job.errors import DataError, JobError, MachineError, PermissionRefusedError
@@ -57,6 +58,19 @@ class Entry:
     size: int
 
 
+@dataclass(frozen=True)
+class Service:
+    """What the calls of a store so far have found out about the service behind it; None is not known yet."""
+
+    endpoint: str
+    addressing: str | None  # path, virtual, or auto on AWS
+    checksums: str | None  # boto3's request_checksum_calculation that the service takes
+    clock_ahead_seconds: float | None  # of this machine's clock, by the last answer's Date (whole seconds)
+    credentials: str | None  # botocore's name of their source, such as env or iam-role
+    expires: datetime | None  # when they end, UTC; None also where they say no end
+    temporary: bool  # they come with a session token, so they have an end
+
+
 class Store(Protocol):
     """Keys and their bytes. Safe to use from several threads, and from several processes at once.
 
@@ -75,6 +89,9 @@ class Store(Protocol):
     @property
     def uri(self) -> str:
         """Where this is, for people and for `open_store`. No secrets."""
+
+    def service(self) -> Service | None:
+        """Return what is known of the service behind it without asking it anything; None for a folder."""
 
     def get(self, key: str) -> Item:
         """Return the whole content; AbsentError when there is none."""

@@ -31,6 +31,9 @@ class LocalStore:
         """Return the folder's absolute path."""
         return str(self._root)
 
+    def service(self) -> None:
+        """See `base.Store`."""
+
     def get(self, key: str) -> Item:
         """See `base.Store`."""
         with self._reading(key):

@@ -15,7 +15,7 @@ from tenacity import (
 )
 
 from job import events
-from job.store.base import ConflictError, Entry, Item, Part, Store, TransientError
+from job.store.base import ConflictError, Entry, Item, Part, Service, Store, TransientError
 
 LONGEST_PAUSE_SECONDS = 10.0
 
@@ -47,6 +47,10 @@ class RetryingStore:
     def uri(self) -> str:
         """Return the inner store's."""
         return self._inner.uri
+
+    def service(self) -> Service | None:
+        """See `base.Store`."""
+        return self._inner.service()
 
     def get(self, key: str) -> Item:
         """See `base.Store`."""

@@ -5,24 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import boto3
 import urllib3
 from botocore.config import Config
+from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import ClientError
 
 from job.errors import ConfigurationError, JobError
+from job.store import probe
 from job.store.base import (
     AbsentError,
     ConflictError,
     Entry,
     Item,
     Part,
+    Service,
     TransientError,
     check_key,
     is_key,
@@ -56,11 +60,28 @@ class S3Store:
         self._bucket = bucket
         self._folder = f"{prefix}/" if prefix else ""
         self._connecting = threading.Lock()
+        self._checksums: Checksums | None = None
+        self._clock_ahead: float | None = None
 
     @property
     def uri(self) -> str:
         """Return `s3://bucket/prefix`."""
         return f"s3://{self._bucket}/{self._folder}".rstrip("/")
+
+    def service(self) -> Service:
+        """See `base.Store`."""
+        with self._errors():
+            credentials = self._session.get_credentials()
+        renewable = isinstance(credentials, RefreshableCredentials)
+        return Service(
+            endpoint=self._connect("auto").meta.endpoint_url,
+            addressing=vars(self).get("_style"),  # where a cached property keeps what it has found
+            checksums=self._checksums,
+            clock_ahead_seconds=self._clock_ahead,
+            credentials=credentials.method if credentials else None,
+            expires=getattr(credentials, "_expiry_time", None),  # botocore has no public name for it
+            temporary=renewable or bool(credentials and credentials.token),
+        )
 
     def get(self, key: str) -> Item:
         """See `base.Store`."""
@@ -152,6 +173,7 @@ class S3Store:
     def _writer(self) -> S3Client:
         """Find out whether the store takes boto3's checksums: some refuse, some keep them as content."""
         refusals: list[JobError] = []
+        probe.sweep(self)
         for checksums in CHECKSUM_MODES:
             client = self._connect(self._style, checksums)
             try:
@@ -161,6 +183,7 @@ class S3Store:
             except JobError as error:
                 refusals.append(error)
             else:
+                self._checksums = checksums
                 return client
         raise refusals[-1]
 
@@ -176,7 +199,9 @@ class S3Store:
         with self._connecting, self._errors():  # a session may be used by one thread at a time
             # AWS's own services set AWS_REGION, which boto3 does not read; without any, S3 redirects.
             region = self._session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
-            return self._session.client("s3", region_name=region, config=config)
+            client = self._session.client("s3", region_name=region, config=config)
+        client.meta.events.register("response-received.s3", self._read_clock)
+        return client
 
     @cached_property
     def _session(self) -> boto3.session.Session:
@@ -186,17 +211,25 @@ class S3Store:
         with self._errors():
             self._connect(style).list_objects_v2(Bucket=self._bucket, Prefix=self._folder, MaxKeys=1)
 
+    def _read_clock(self, response_dict: dict[str, Any] | None, **_others: Any) -> None:
+        stated = (response_dict or {}).get("headers", {}).get("date")
+        with contextlib.suppress(ValueError, TypeError):  # no date, or none that can be read
+            self._clock_ahead = time.time() - parsedate_to_datetime(stated).timestamp()
+
     def _try_out(self, client: S3Client) -> None:
-        key, data = f"probe-{uuid4().hex}", b"micronet"
+        key, data = probe.throwaway_key(), b"micronet"
         with self._errors(key):
             client.put_object(Bucket=self._bucket, Key=self._name(key), Body=data)
         try:
-            if self.get(key).data != data:
-                raise ConfigurationError(
-                    f"{self.uri} gives back other bytes than were put into it", "Use another store"
-                )
-        finally:
+            found = self.get(key).data
+        except JobError:
             self.delete(key)
+            raise
+        self.delete(key)
+        if found != data:
+            raise ConfigurationError(
+                f"{self.uri} gives back other bytes than were put into it", "Use another store"
+            )
 
     @contextlib.contextmanager
     def _errors(self, key: str = "") -> Iterator[None]:
@@ -206,6 +239,10 @@ class S3Store:
             raise explain(error, f"{self.uri}/{key}".rstrip("/")) from error
         except ValueError as error:  # how boto3 says that an endpoint is none
             raise ConfigurationError(f"{self.uri}: {error}", "Check AWS_ENDPOINT_URL_S3") from error
+        except RuntimeError as error:
+            if "credentials are still expired" not in str(error):  # how botocore says just that
+                raise
+            raise TransientError(f"{self.uri}: {error}", "Renew the credentials at their source") from error
 
 
 def _body(response: GetObjectOutputTypeDef) -> bytes:

@@ -66,6 +66,8 @@ def _explain_answer(error: boto.ClientError, where: str) -> JobError:
         )
     if code == "RequestTimeTooSkewed":
         return MachineError(said, "Set this machine's clock")
+    if code == "NotImplemented":  # 501, and for ever so
+        return ConfigurationError(said, "Use a store that knows this request, such as AWS S3 or SeaweedFS")
     if code in _TRANSIENT or status >= 500 or status == 429:
         return TransientError(said, "Try later")
     if status == 412:

@@ -11,6 +11,7 @@ import torch
 
 from job import events
 from job.errors import ConfigurationError
+from job.train import driver
 
 MACHINE = ("device", "torch", "cuda", "cudnn")
 """What `machine` returns; a difference between two attempts at a run is drift."""
@@ -19,30 +20,16 @@ MACHINE = ("device", "torch", "cuda", "cudnn")
 def choose(requested: str) -> torch.device:
     """Return the device for auto (a GPU), cuda, cpu or any (a GPU where there is one).
 
-    Raises ConfigurationError where a GPU is required and there is none: 600 epochs on a processor
-    are never meant.
+    Raises what `driver.why_no_gpu` finds where a GPU is required and there is none: 600 epochs on a
+    processor are never meant.
     """
     if requested == "cpu" or (requested == "any" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigurationError(
-            f"no GPU can be used here ({_why_no_gpu()})",
-            "Give the container the GPU (docker run --gpus all), or run a small recipe on the processor "
-            "with --device cpu, or try the job with --demo",
-        )
+        raise driver.why_no_gpu(driver.evidence())
     if torch.cuda.device_count() > 1:
         events.emit("device", using=torch.cuda.get_device_name(0), ignored_gpus=torch.cuda.device_count() - 1)
     return torch.device("cuda", 0)
-
-
-def _why_no_gpu() -> str:
-    if torch.version.cuda is None:
-        return "this PyTorch is built without CUDA"
-    try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-    except (RuntimeError, AssertionError) as error:
-        return str(error).splitlines()[0]
-    return "the driver shows none"
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from job.train import driver
+
 
 def environment() -> dict[str, str | None]:
     """Return the report's environment section; what cannot be known is None.
@@ -25,18 +27,12 @@ def environment() -> dict[str, str | None]:
         "torch": torch.__version__,
         "fastai": version("fastai"),
         "cuda": torch.version.cuda,
-        "driver": _driver(),
+        "driver": driver.version(),
     }
 
 
 def _revision() -> str | None:
     return _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40")
-
-
-def _driver() -> str | None:
-    if not torch.cuda.is_available():
-        return None
-    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
 
 
 def _output(*command: str) -> str | None:

@@ -1,0 +1,1 @@
+"""What must hold before a run begins: looked at by `micronet doctor`, and at the start of `train`."""
