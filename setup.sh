@@ -2,6 +2,7 @@
 # Makes the environment (.venv, once; under a second after that), then
 #   ./setup.sh                    puts CIFAR-100 in place
 #   ./setup.sh test [--soak]      runs every check and test; --soak adds the long proofs
+#   ./setup.sh test --container   builds the image and runs the tests of its containers (as root, 20 GB of disk)
 #   ./setup.sh COMMAND ...        runs `micronet COMMAND ...`, for example: ./setup.sh train --demo
 set -euo pipefail
 
@@ -57,22 +58,43 @@ install() {
   ) 9>"$root/.venv.lock"
 }
 
+# ensure COMMAND=PACKAGE ...: installs the packages of missing commands. Where that cannot be, the tests say what
+# is missing.
+ensure() {
+  local pair missing=()
+  for pair in "$@"; do
+    command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+  done
+  [ "${#missing[@]}" -gt 0 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 0
+  {
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  } >&2 || fail "apt-get could not install ${missing[*]}"
+}
+
 run_tests() {
-  local soak='not soak'
-  case "${1:-}" in
-    '') ;;
-    --soak) soak='' ;;
-    *) fail "test takes --soak or nothing, not $1" ;;
-  esac
+  local selected='not soak and not container'
   cd "$root"
   PATH=$venv/bin:$PATH
+  case "${1:-}" in
+    '') ;;
+    --soak) selected='not container' ;;
+    --container)
+      ensure podman=podman runc=runc mmdebstrap=mmdebstrap
+      python -m pytest -m container -rsP --durations=5 tests/container
+      return
+      ;;
+    *) fail "test takes --soak, --container or nothing, not $1" ;;
+  esac
+  ensure g++=g++ chromium=chromium
   ruff check .
   ruff format --check .
   mypy
   lint-imports
-  shellcheck setup.sh .ci/run
+  shellcheck setup.sh .ci/run entrypoint.sh
+  hadolint Dockerfile
   # One thread each: two processes with two each would mostly wait for one another.
-  OMP_NUM_THREADS=1 python -m pytest -m "$soak" -n 2 --dist loadfile
+  OMP_NUM_THREADS=1 python -m pytest -m "$selected" -n 2 --dist loadfile
 }
 
 case "${1:-}" in

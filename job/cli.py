@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from job.commands import data, evaluate, score, selftest, status, train
+from job.commands import bench, data, doctor, evaluate, report, score, selftest, status, submit, train
 from job.commands.options import option
 from job.errors import JobError, MachineError, PreemptedError
 from job.resume.preemption import Preemption
@@ -34,7 +34,18 @@ def cli(log_format: str) -> None:
     events.configure(log_format)
 
 
-COMMANDS = (train.train, data.data, score.score, evaluate.evaluate, status.status, selftest.selftest)
+COMMANDS = (
+    train.train,
+    data.data,
+    doctor.doctor,
+    status.status,
+    report.report,
+    evaluate.evaluate,
+    score.score,
+    submit.submit,
+    selftest.selftest,
+    bench.bench,
+)
 for command in COMMANDS:
     cli.add_command(command)
 

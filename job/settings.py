@@ -125,9 +125,7 @@ class Placement:
     storage_budget: float = 1800.0  # seconds without a successful save before the job gives the machine back
     exact: bool = False  # refuse a machine that is not like the one before
     accept_drift: bool = False  # go on with another recipe than the run's, and record it
-    store_cache: str | None = (
-        None  # of the archive; None: beside a run in a bucket; "none": none
-    )
+    store_cache: str | None = None  # of the archive; None: beside a run in a bucket; "none": none
     device: str = "auto"  # auto (a GPU), cuda, cpu, or any (a GPU where there is one)
 
     @property

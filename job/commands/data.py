@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import click
 
+from job.commands import files
 from job.commands.options import cache_option, data_option, demo_option, option, sources
 
+PREVIEW_SCALE = 3  # pixels of the picture a pixel of the data set takes
 
-@click.command()
+
+EXAMPLES = """\b
+Examples:
+  micronet data --cache data
+  micronet data --demo --preview sheet.png
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @data_option
 @demo_option
 @cache_option
 @option("--export", metavar="DIR", help="Also write the images there as PNG class folders.")
-def data(data: tuple[str, ...], demo: bool, cache: str, export: str | None) -> None:
+@option("--preview", metavar="FILE.png", help="Also draw training images there, as they are and augmented.")
+def data(data: tuple[str, ...], demo: bool, cache: str, export: str | None, preview: str | None) -> None:
     """Fetch, verify and unpack the data set."""
     from pathlib import Path
 
@@ -25,3 +36,11 @@ def data(data: tuple[str, ...], demo: bool, cache: str, export: str | None) -> N
 
         write_folders(prepared.dataset, Path(export))
         click.echo(export)
+    if preview:
+        from job.settings import Recipe
+        from job.train import preview as sheets
+
+        dataset = prepared.dataset
+        files.write(
+            Path(preview), sheets.sheet(dataset.train, len(dataset.classes), Recipe(), scale=PREVIEW_SCALE)
+        )

@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import json
+import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from job.commands.options import json_option, option
 
+if TYPE_CHECKING:
+    from job.store import Store
 
-@click.command()
+
+EXAMPLES = """\b
+Examples:
+  micronet status runs/first
+  micronet status s3://bucket/run --watch
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("uri")
 @option("--watch", is_flag=True, help="Go on showing it every five seconds until the run is finished.")
 @json_option
 def status(uri: str, watch: bool, as_json: bool) -> None:
     """Show where the run at URI stands, from its objects alone."""
-    import time
-
-    from job import events
     from job.store import open_store
-    from job.store.base import TransientError
     from job.view import status as view
+    from job.view.watch import RETRY_SECONDS
 
-    store, seen = open_store(uri), None
-    while seen is None or (watch and seen.phase != "finished"):
-        if seen is not None:
-            time.sleep(5)
-        try:
-            seen = view.read(store)
-            click.echo(json.dumps(seen.to_json()) if as_json else view.lines(seen) + "\n" * watch)
-        except TransientError as error:
-            if not watch:
-                raise
-            events.warn("store_unreachable", reason=error.message)
+    if watch:
+        _watch(open_store(uri, RETRY_SECONDS), as_json)
+    else:
+        seen = view.read(open_store(uri))
+        click.echo(json.dumps(seen.to_json()) if as_json else view.lines(seen))
+
+
+def _watch(store: Store, as_json: bool) -> None:
+    from job import events
+    from job.view.watch import watch
+
+    if sys.stdout.isatty() and not as_json:
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(auto_refresh=False) as live:
+            for look in watch(store):
+                live.update(Text(look.text()), refresh=True)
+        return
+    for look in watch(store):
+        if look.outage:
+            events.warn("store_unreachable", reason=look.outage)
+        elif look.seen:
+            click.echo(json.dumps(look.seen.to_json()) if as_json else look.text() + "\n")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from job import settings
+from job.cloud import array
 from job.commands.options import (
     SECONDS,
     cache_option,
@@ -17,6 +20,7 @@ from job.commands.options import (
     option,
     recipe_options,
     sources,
+    store_cache_option,
 )
 from job.resume.preemption import Preemption
 
@@ -26,6 +30,7 @@ from job.resume.preemption import Preemption
 @data_option
 @demo_option
 @cache_option
+@store_cache_option
 @device_option
 @option(
     "--checkpoint-every",
@@ -57,6 +62,7 @@ def train(
     data: tuple[str, ...],
     demo: bool,
     cache: str,
+    store_cache: str | None,
     device: str,
     checkpoint_every: float,
     storage_budget: float,
@@ -67,6 +73,8 @@ def train(
 ) -> None:
     """Fetch the data, train, evaluate and write the score report; go on where an earlier attempt stopped."""
     recipe = chosen_recipe(context, settings.DEMO if demo else settings.Recipe(), values)
+    seed, run = array.member(os.environ, recipe.seed, run)
+    recipe = replace(recipe, seed=seed)
     placement = settings.Placement(
         run,
         sources(data, demo),
@@ -75,6 +83,7 @@ def train(
         storage_budget,
         exact,
         accept_drift,
+        store_cache=store_cache,
         device="any" if demo and device == "auto" else device,
     )
     preemption: Preemption = context.obj
@@ -89,3 +98,4 @@ def train(
     )
     click.echo(f"score     {score:.5f}  (MicroNet Challenge, as listed)")
     click.echo(f"report    {report['run']['uri']}/report.json")
+    click.echo(f"page      {report['run']['uri']}/report.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Two splits, the class that each label stands for, and the SHA-256 of the archive they are from."""
+    """Two splits, the class that each label stands for, and the SHA-256 of the archive they are from.
+
+    `superclasses` has that of each class, () where the archive does not tell it.
+    """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
     sha256: str
+    superclasses: tuple[str, ...] = ()
 
 
 def load(folder: Path, sha256: str) -> Dataset:
@@ -56,9 +61,11 @@ def load(folder: Path, sha256: str) -> Dataset:
     Raises DataError naming the file and what is wrong with it.
     """
     home = folder / FOLDER
-    classes = _classes(read_pickle(home / "meta"))
-    train, test = (_split(read_pickle(home / name), name, len(classes)) for name in ("train", "test"))
-    return Dataset(train, test, classes, sha256)
+    content = {name: read_pickle(home / name) for name in FILES}
+    classes = _classes(content["meta"])
+    train, test = (_split(content[name], name, len(classes)) for name in ("train", "test"))
+    superclasses = _superclasses(content["meta"], content["train"], train.labels, len(classes))
+    return Dataset(train, test, classes, sha256, superclasses)
 
 
 def statistics(dataset: Dataset) -> tuple[Channels, Channels]:
@@ -85,12 +92,36 @@ def _classes(meta: dict[str, Any]) -> tuple[str, ...]:
     names = meta.get("fine_label_names")
     if not isinstance(names, list | tuple):
         raise _wrong("meta", "it has no list `fine_label_names`")
-    names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
+    names = _texts(names)
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
         raise _wrong("meta", "`fine_label_names` are not different names")
     if not 2 <= len(names) <= MAX_CLASSES:
         raise _wrong("meta", f"{len(names)} classes, where 2 to {MAX_CLASSES} make a data set")
     return tuple(names)
+
+
+def _texts(names: Iterable[Any]) -> list[Any]:
+    return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
+
+
+def _superclasses(
+    meta: dict[str, Any], train: dict[str, Any], labels: NDArray[np.int64], classes: int
+) -> tuple[str, ...]:
+    """Return the superclass of each class; () unless the training images tell exactly one for every class."""
+    names, coarse = meta.get("coarse_label_names"), train.get("coarse_labels")
+    coarse = coarse.tolist() if isinstance(coarse, np.ndarray) else coarse
+    if not isinstance(names, list | tuple) or not isinstance(coarse, list | tuple):
+        return ()
+    names = _texts(names)
+    if not all(isinstance(name, str) for name in names):
+        return ()
+    if not all(type(index) is int and 0 <= index < len(names) for index in coarse):
+        return ()
+    told = set(zip(labels.tolist(), coarse, strict=False))
+    of_class = dict(told)
+    if not len(told) == len(of_class) == classes:
+        return ()
+    return tuple(names[of_class[label]] for label in range(classes))
 
 
 def _split(content: dict[str, Any], name: str, classes: int) -> Split:

@@ -12,6 +12,7 @@ from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, FencedError, JobError, MachineError, PreemptedError
+from job.resume import memory
 from job.resume.checkpoints import Checkpoint, Checkpoints
 from job.resume.claims import lineage
 from job.resume.heartbeat import Beat, Heartbeat, unsaved_seconds
@@ -127,6 +128,11 @@ class Attempt:
         """Copy a finished run's outputs to where people look for them."""
         patiently(lambda: self.run.publish(outputs), self.budget_seconds)
 
+    def checkpoint_age(self) -> float | None:
+        """Return the seconds since this attempt's newest durable state was taken, None before the first."""
+        durable = self.saver.durable
+        return None if durable is None else time.monotonic() - durable.taken
+
     def lineage(self) -> dict[str, Any]:
         """Return the report's lineage section, this attempt told as finished, once all is saved."""
         self.saver.flush()
@@ -201,6 +207,7 @@ class Attempt:
             )
         self._write({STATE: state.encode()}, state.epoch, state.step)
         self.unsaved.drop()
+        memory.release()
         self.history_copy.write(History(state.history).encode())
 
     def _commit_outputs(self, outputs: dict[str, bytes]) -> None:
@@ -238,6 +245,7 @@ class Attempt:
     def _describe(self) -> Beat:
         """Return where the attempt is, for its heartbeat."""
         last = self.history.records[-1] if self.history.records else {}
+        accuracies = [record["accuracy"] for record in self.history.records if "accuracy" in record]
         safe = self.saver.durable.taken if self.saver.durable else self.began
         return Beat(
             phase=self.phase,
@@ -246,7 +254,7 @@ class Attempt:
             step=self.trainer.step,
             steps_per_epoch=len(self.trainer.batches),
             batch_size=self.trainer.recipe.batch_size,
-            accuracy=last.get("accuracy"),
+            accuracy=accuracies[-1] if accuracies else None,
             images_per_second=last.get("images_per_second"),
             unsaved_seconds=round(time.monotonic() - safe, 1),
         )

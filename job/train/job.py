@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from torch import nn
 
 from job import events
 from job.data.dataset import prepare
+from job.data.store_cache import place
 from job.network.weights import NetworkInfo
+from job.preflight import start as preflight
+from job.progress import Plan, Progress
 from job.resume.preemption import Preemption
 from job.settings import Placement, Recipe
 from job.store import open_store
@@ -21,10 +25,12 @@ from job.train import outputs
 from job.train.attempt import Attempt
 from job.train.history import History
 from job.train.outputs import Run
+from job.train.schedule import one_cycle
 from job.train.startup import Startup
 from job.train.summary import conclude
 from job.train.task import Task
 from job.train.trainer import Trainer
+from job.view import page
 
 
 def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[str, Any]:
@@ -38,28 +44,32 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     devices.configure(recipe.deterministic)
     if recipe.compile:
         devices.prepare_compiler(Path(placement.cache))
+    store = open_store(placement.run, placement.retry_seconds) if placement.run else None
+    preflight.check(recipe, placement, device, store)
+    startup.lap("preflight")
     events.phase("data")
-    data = prepare(placement.data, Path(placement.cache))
+    data = prepare(placement.data, Path(placement.cache), place(placement.store_cache, placement.run))
     precision = devices.resolve_precision(recipe.precision, device)
     recipe = replace(recipe, precision=precision, data_sha256=data.dataset.sha256)
     task = Task(data, recipe, device)
     startup.lap("data")
 
-    store = open_store(placement.run or f"runs/{recipe.fingerprint}", placement.retry_seconds)
+    store = store or open_store(f"runs/{recipe.fingerprint}", placement.retry_seconds)
     run = Run.open(store, recipe, placement.accept_drift)
     if finished := run.report():
         events.emit("finished", report=run.uri(outputs.REPORT))
         return finished
     attempt = Attempt(run, devices.machine(device), placement, preemption)
     if attempt.outputs:
-        attempt.publish(attempt.outputs)
-        return dict(json.loads(attempt.outputs[outputs.REPORT]))
+        return present(attempt, attempt.outputs)
 
     info = NetworkInfo(
         recipe.depth, recipe.width, data.dataset.classes, data.mean, data.std, recipe.data_sha256
     )
     network = initialise(info, recipe.seed).to(device).to(memory_format=torch.channels_last)
-    progress = events.Progress(recipe.epochs, len(task.batches))
+    schedule = partial(one_cycle, recipe.cycles, len(task.batches))
+    plan = Plan([cycle.epochs for cycle in recipe.cycles], len(task.batches), recipe.batch_size, schedule)
+    progress = Progress(plan, attempt.checkpoint_age)
 
     def after_step() -> None:
         startup.first_step()
@@ -70,7 +80,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     if attempt.state:
         trainer.restore(attempt.state)
         history = History(attempt.state.history)
-        progress.begin_at(trainer.epoch, trainer.step)
+        progress.begin_at(trainer.epoch, trainer.step, history.records)
     run.adopt()
     startup.lap("resume")
 
@@ -91,7 +101,13 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
         predictions = task.evaluate(network)
         results = conclude(run, recipe, data, info, network, history, predictions, attempt.lineage(), device)
         attempt.finish(results)
-        attempt.publish(results)
+        return present(attempt, results)
+
+
+def present(attempt: Attempt, results: dict[str, bytes]) -> dict[str, Any]:
+    """Put a finished run's outputs, and the page drawn of them, where people look; return the report."""
+    attempt.publish(results)
+    events.emit("page", uri=page.publish(attempt.store))
     return dict(json.loads(results[outputs.REPORT]))
 
 

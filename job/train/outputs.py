@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from job.settings import Recipe
 from job.store.base import AbsentError, ConflictError, Store
 from job.train.evaluate import Predictions
 
-RECIPE, HISTORY, WEIGHTS, PREDICTIONS, REPORT = (
+RECIPE, HISTORY, WEIGHTS, PREDICTIONS, SAMPLES, REPORT = (
     "recipe.json",
     "history.jsonl",
     "weights.safetensors",
     "predictions.npz",
+    "samples.png",
     "report.json",
 )
 
@@ -129,8 +131,13 @@ class HistoryCopy:
             return None
 
 
-def encode_predictions(predictions: Predictions) -> bytes:
-    """Return an npz of label [N], prediction [N] and top_five [N, 5] (best first), all int64."""
+def encode_predictions(
+    predictions: Predictions, classes: Sequence[str], superclasses: Sequence[str]
+) -> bytes:
+    """Return an npz of label [N], prediction [N] and top_five [N, 5] (best first), all int64.
+
+    With them what the numbers mean: classes [C] and superclasses [C] (or [0] where unknown), as text.
+    """
     buffer = io.BytesIO()
     top = predictions.logits.topk(min(5, predictions.logits.shape[1])).indices
     np.savez_compressed(
@@ -138,5 +145,7 @@ def encode_predictions(predictions: Predictions) -> bytes:
         label=predictions.labels.numpy(),
         prediction=predictions.logits.argmax(1).numpy(),
         top_five=top.numpy(),
+        classes=np.array(classes, np.str_),
+        superclasses=np.array(superclasses, np.str_),
     )
     return buffer.getvalue()

@@ -15,7 +15,7 @@ from job.score import report as reports
 from job.score.rules import score
 from job.settings import Recipe
 from job.train import device as devices
-from job.train import outputs
+from job.train import outputs, preview
 from job.train.environment import environment
 from job.train.evaluate import Predictions
 from job.train.history import History
@@ -34,12 +34,13 @@ def conclude(
     device: torch.device,
 ) -> dict[str, bytes]:
     """Return the output files by name; the report (schema `micronet.score-report/1`) is among them."""
+    dataset = data.dataset
     files = {
         outputs.WEIGHTS: weights.save(network, info),
-        outputs.PREDICTIONS: outputs.encode_predictions(predictions),
+        outputs.PREDICTIONS: outputs.encode_predictions(predictions, dataset.classes, dataset.superclasses),
         outputs.HISTORY: history.encode(),
+        outputs.SAMPLES: preview.sheet(dataset.train, len(dataset.classes), recipe),
     }
-    dataset = data.dataset
     shape = dataset.train.images.shape[1:]
     rates = [record["images_per_second"] for record in history.records]
     started = datetime.fromisoformat(lineage["attempts"][0]["started"])

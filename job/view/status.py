@@ -13,6 +13,7 @@ from job.resume.checkpoints import latest
 from job.resume.claims import lineage
 from job.resume.heartbeat import Beat
 from job.store.base import AbsentError, Store
+from job.words import duration
 
 SILENT_SECONDS = 3 * heartbeat.EVERY_SECONDS  # without a heartbeat before an attempt is called silent
 
@@ -95,11 +96,11 @@ def lines(status: Status) -> str:
         rows.append(("speed", f"{status.images_per_second:,.0f} images/s"))
     if status.checkpoint_age_seconds is not None:
         place = f"epoch {status.checkpoint_epoch} step {status.checkpoint_step}"
-        rows.append(("durable", f"{place}, {_duration(status.checkpoint_age_seconds)} old"))
+        rows.append(("durable", f"{place}, {duration(status.checkpoint_age_seconds)} old"))
     if status.lost_if_killed_now_seconds is not None:
-        rows.append(("at risk", f"killed now you lose {_duration(status.lost_if_killed_now_seconds)}"))
+        rows.append(("at risk", f"killed now you lose {duration(status.lost_if_killed_now_seconds)}"))
     if status.seconds_left is not None:
-        rows.append(("time left", _duration(status.seconds_left)))
+        rows.append(("time left", duration(status.seconds_left)))
     return "\n".join(f"{name:<10}{value}" for name, value in rows)
 
 
@@ -121,10 +122,3 @@ def _seconds_left(beat: Beat) -> float | None:
         return None
     steps = (beat.epochs - beat.epoch + 1) * beat.steps_per_epoch - beat.step
     return round(steps * beat.batch_size / beat.images_per_second, 1)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,65 +1,46 @@
-"""The built image, for the tests of this folder. They need root, podman and room on the disk."""
+"""The engine and the image for the tests of this folder. They need root, podman and room on the disk."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.container import base
 from tests.container.engine import Engine
+from tests.container.image import Image, build
 
-ROOT = Path(__file__).parents[2]
-BASE, IMAGE = "localhost/micronet-base:ci", "localhost/micronet:ci"
 FREE_GB = 20
 PROGRAMS = ("podman", "runc", "mmdebstrap")
-
-
-@dataclass(frozen=True)
-class Image:
-    """The image under test."""
-
-    tag: str
-    revision: str
-    build_seconds: float
+KEPT = os.environ.get("MICRONET_CONTAINER_FOLDER")
+"""Folder to keep images and layers in between runs, for whoever works on them; else all is removed."""
 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
-    """An engine for the session. All it stores is removed, unless MICRONET_CONTAINER_FOLDER says where."""
-    kept = os.environ.get("MICRONET_CONTAINER_FOLDER")
-    parent = Path(kept).parent if kept else Path("/var/tmp")  # /tmp is in memory on some machines
+    """An engine for the session; where there can be none the tests are skipped, or fail where required."""
+    parent = Path(KEPT).parent if KEPT else Path("/var/tmp")  # /tmp is in memory on some machines
     if missing := _missing(parent):
         if os.environ.get("MICRONET_CONTAINER_REQUIRED"):
             pytest.fail(f"the container tests are required here, and {missing}")
         pytest.skip(f"no container is built or run: {missing}")
-    folder = Path(kept or tempfile.mkdtemp(prefix="micronet-container-", dir=parent))
+    folder = Path(KEPT or tempfile.mkdtemp(prefix="micronet-container-", dir=parent))
     engine = Engine(folder, base.mounts(base.PipSettings.of_host()))
     try:
         yield engine
     finally:
-        if not kept:
+        if not KEPT:
             engine.remove()
 
 
 @pytest.fixture(scope="session")
 def image(engine: Engine) -> Image:
-    """The image, built from the working tree on a base of the host's distribution."""
-    if engine.podman("image", "exists", BASE).code:
-        base.make(engine, BASE, base.PipSettings.of_host())
-    began = time.monotonic()
-    revision = _revision()
-    arguments = {"BASE_IMAGE": BASE, "REVISION": revision, "IMAGE": IMAGE}
-    layers = f"--layers={'true' if os.environ.get('MICRONET_CONTAINER_FOLDER') else 'false'}"
-    engine.build(ROOT, IMAGE, arguments, layers).expect(0)
-    return Image(IMAGE, revision, time.monotonic() - began)
+    """The image, built once."""
+    return build(engine, "--layers=true" if KEPT else "--layers=false")
 
 
 def _missing(parent: Path) -> str:
@@ -71,8 +52,3 @@ def _missing(parent: Path) -> str:
     if (free := shutil.disk_usage(parent).free / 1e9) < FREE_GB:
         return f"{parent} has {free:.0f} GB free of the {FREE_GB} GB it takes"
     return ""
-
-
-def _revision() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"

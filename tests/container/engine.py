@@ -18,8 +18,9 @@ HARDENED = (
     "--tmpfs=/tmp",
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
+    "--user=54321:54321",
 )
-"""Options of a container without a privilege, that may write to /tmp and to what is mounted."""
+"""Options of a container with no privilege and a user without a name, that may write to /tmp and mounts."""
 
 BUILD_SECONDS, RUN_SECONDS = 840, 600
 LIMIT = 8192  # processes, and open files

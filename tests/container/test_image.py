@@ -6,17 +6,17 @@ import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.container.conftest import BASE, ROOT, Image
 from tests.container.engine import HARDENED, Engine
+from tests.container.image import BASE, ROOT, Image
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
 
 SIZE_GB = 5.8  # measured: 5.64, of which 4.6 are PyTorch's and NVIDIA's wheels
 
-NOBODY = "--user=54321:54321"  # has no entry in the image's passwd
 AS_ROOT = ("--user=0:0",)
 
 ENVIRONMENT = {
@@ -45,21 +45,19 @@ for source in [*pathlib.Path("/opt/micronet").rglob("*.py"), *pathlib.Path(sys.p
 """
 
 
-def inside(
-    engine: Engine, image: Image, *command: str, options: Sequence[str] = (*HARDENED, NOBODY)
-) -> list[str]:
+def inside(engine: Engine, image: Image, *command: str, options: Sequence[str] = HARDENED) -> list[str]:
     """Run another program than the entry point in a container of the image; return its lines."""
     program, *words = command
     done = engine.run(image.tag, *words, options=[*options, f"--entrypoint={program}"])
     return done.expect(0).out.splitlines()
 
 
-def configuration(engine: Engine, image: Image) -> dict:
+def inspect(engine: Engine, image: Image) -> Any:
     return json.loads(engine.podman("image", "inspect", image.tag).expect(0).out)[0]
 
 
 def test_says_what_it_was_built_from(engine: Engine, image: Image) -> None:
-    config = configuration(engine, image)["Config"]
+    config = inspect(engine, image)["Config"]
     assert config["Labels"]["org.opencontainers.image.revision"] == image.revision
     assert config["Labels"]["org.opencontainers.image.title"] == "micronet"
     assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT"
@@ -73,7 +71,7 @@ def test_says_what_it_was_built_from(engine: Engine, image: Image) -> None:
 
 
 def test_is_as_small_as_the_wheels_allow(engine: Engine, image: Image) -> None:
-    size = configuration(engine, image)["Size"] / 1e9
+    size = inspect(engine, image)["Size"] / 1e9
     print(f"{size:.2f} GB, built in {image.build_seconds:.0f} s")
     assert size < SIZE_GB
 
@@ -88,6 +86,12 @@ def test_holds_neither_data_nor_what_only_the_build_needed(engine: Engine, image
     assert [path for path in everything if left.match(path)] == []
 
 
+def test_holds_every_file_of_the_package(engine: Engine, image: Image) -> None:
+    wanted = {path.relative_to(ROOT) for path in (ROOT / "job").rglob("*") if "__pycache__" not in path.parts}
+    there = inside(engine, image, "/usr/bin/find", "/opt/micronet/job")
+    assert wanted - {Path(line).relative_to("/opt/micronet") for line in there} == set()
+
+
 def test_no_program_changes_its_user(engine: Engine, image: Image) -> None:
     command = ("/usr/bin/find", "/", "-xdev", "-type", "f", "-perm", "/6000")
     assert inside(engine, image, *command, options=AS_ROOT) == []
@@ -95,7 +99,7 @@ def test_no_program_changes_its_user(engine: Engine, image: Image) -> None:
 
 def test_only_the_folders_for_it_are_writable(engine: Engine, image: Image) -> None:
     words = ["/", "-xdev", "-writable", "-not", "-type", "l", "-prune", "-print"]
-    options = [NOBODY, "--cap-drop=all", "--entrypoint=/usr/bin/find"]
+    options = ["--user=54321:54321", "--cap-drop=all", "--entrypoint=/usr/bin/find"]
     found = engine.run(image.tag, *words, options=options).out.split()
     assert set(found) - {"/data", "/run/lock", "/var/tmp"} == {"/runs", "/tmp"}
 
@@ -111,7 +115,7 @@ def test_help_comes_within_half_a_second(engine: Engine, image: Image) -> None:
 
 
 def test_help_is_what_a_container_says_without_a_command(engine: Engine, image: Image) -> None:
-    said = engine.run(image.tag, options=[*HARDENED, NOBODY]).expect(0)
+    said = engine.run(image.tag, options=HARDENED).expect(0)
     assert "Usage: micronet" in said.out
     assert "train" in said.out
     assert said.err == ""

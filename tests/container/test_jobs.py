@@ -10,16 +10,15 @@ import pytest
 from job.checks.compare import Result, differences
 from job.resume.checkpoints import latest
 from job.store import Store, open_store
-from tests.container.conftest import Image
 from tests.container.engine import HARDENED, Container, Engine
-from tests.container.test_image import NOBODY
+from tests.container.image import Image
 from tests.metadata import nowhere
 from tests.servers import SeaweedFS
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
 
 SMALL = ("train", "--demo", "--depth=10", "--cycles=2@2e-2", "--checkpoint-every=2s")
-JOB = (*HARDENED, NOBODY, "--env=OMP_NUM_THREADS=1")  # where cores are shared, two threads mostly wait
+JOB = (*HARDENED, "--env=OMP_NUM_THREADS=1")  # where cores are shared, two threads mostly wait
 GRACE_SECONDS = 30
 START_SECONDS = 120
 
@@ -138,6 +137,7 @@ def test_says_when_the_run_would_be_gone_with_the_container(engine: Engine, imag
 def test_exit_codes_come_through(engine: Engine, image: Image, data: str, tmp_path: Path) -> None:
     (tmp_path / "broken.tar.gz").write_bytes(os.urandom(1000))
     (tmp_path / "runs").mkdir(mode=0o755)
+    tmp_path.chmod(0o755)
     options = [*JOB, data, f"--volume={tmp_path}:/given", f"--volume={tmp_path}/runs:/runs"]
     engine.run(image.tag, "trian", options=options).expect(2)
     broken = ("train", "--device=cpu", "--data=/given/broken.tar.gz#sha256=" + "0" * 64, "--cache=/tmp/cache")

@@ -1,4 +1,4 @@
-"""`--compile`: the same keys in what is saved, the same bits after a kill, a plain word without a compiler."""
+"""`--compile`: the same keys are saved, the same bits after a kill, and a plain word without a compiler."""
 
 import hashlib
 import json

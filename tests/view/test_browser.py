@@ -41,7 +41,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A long and a short run with three kills, five seeds, one that goes on, and one that means harm."""
+    """A long and a short run with three kills, three seeds, one that goes on, and one that means harm."""
     folder = tmp_path_factory.mktemp("pages")
 
     def evidence(name: str, **how: Any) -> Any:
@@ -52,7 +52,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     contents = {
         "long": [evidence("long", kills=3)],
         "one": [evidence("one", epochs=12, kills=3)],
-        "seeds": [evidence(f"seed-{seed}", seed=seed, epochs=6, kills=seed % 2) for seed in range(5)],
+        "seeds": [evidence(f"seed-{seed}", seed=seed, epochs=6, kills=seed % 2) for seed in range(3)],
         "unfinished": [evidence("unfinished", epochs=12, kills=1, finished=False)],
         "hostile": [
             evidence(

@@ -1,0 +1,124 @@
+"""What the network answered to each test image: confusion by superclass, and the classes it knows least."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_UNPACKED = 2**26  # bytes; ten thousand images with five answers each take 0.6 MB
+MAX_CLASSES = 10_000
+MAX_SUPERCLASSES = 100  # that a picture can show
+MAX_NAME = 60  # characters shown
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """How one class fared. `taken_for` is the wrong answer given most often, None where there was none."""
+
+    name: str
+    superclass: str | None
+    correct: int
+    total: int
+    taken_for: str | None
+    taken_count: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """`counts` [true, answered] of the test images, by superclass."""
+
+    names: tuple[str, ...]
+    counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Labels and answers of N images; `classes` and `superclasses` (of each class) are () where unknown."""
+
+    label: NDArray[np.int64]  # [N]
+    prediction: NDArray[np.int64]  # [N]
+    classes: tuple[str, ...]
+    superclasses: tuple[str, ...]
+
+    @classmethod
+    def decode(cls, data: bytes, sha256: str | None = None) -> Answers:
+        """Read `predictions.npz`; ValueError where it is damaged or not the one with that SHA-256."""
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError("its SHA-256 is not the report's")
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as packed:
+                if sum(member.file_size for member in packed.infolist()) > MAX_UNPACKED:
+                    raise ValueError(f"it unpacks to more than {MAX_UNPACKED} bytes")
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                label, prediction = arrays["label"], arrays["prediction"]
+                classes, superclasses = (_names(arrays, name) for name in ("classes", "superclasses"))
+        except (KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise ValueError(str(error)) from error
+        _check(label, prediction, classes, superclasses)
+        return cls(label, prediction, classes, superclasses)
+
+    def results(self) -> list[ClassResult]:
+        """Return every class that the test set has, the worst first."""
+        size = 1 + int(max(self.label.max(), self.prediction.max()))
+        counts = _matrix(self.label, self.prediction, size)
+        totals, correct = counts.sum(1), counts.diagonal().copy()
+        np.fill_diagonal(counts, 0)
+        order = sorted(np.flatnonzero(totals), key=lambda index: (correct[index] / totals[index], index))
+        return [
+            ClassResult(
+                name=self._name(index),
+                superclass=self.superclasses[index] if self.superclasses else None,
+                correct=int(correct[index]),
+                total=int(totals[index]),
+                taken_for=self._name(counts[index].argmax()) if counts[index].any() else None,
+                taken_count=int(counts[index].max()),
+            )
+            for index in order
+        ]
+
+    def confusion(self) -> Confusion | None:
+        """Return the confusion by superclass; None where the superclasses are unknown or too many."""
+        names = tuple(dict.fromkeys(self.superclasses))
+        if not 2 <= len(names) <= MAX_SUPERCLASSES:
+            return None
+        of_class = np.array([names.index(name) for name in self.superclasses])
+        counts = _matrix(of_class[self.label], of_class[self.prediction], len(names))
+        return Confusion(names, counts)
+
+    def _name(self, index: np.int64) -> str:
+        return self.classes[index] if self.classes else f"class {index}"
+
+
+def _matrix(rows: NDArray[np.int64], columns: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    return np.bincount(rows * size + columns, minlength=size * size).reshape(size, size)
+
+
+def _names(arrays: np.lib.npyio.NpzFile, name: str) -> tuple[str, ...]:
+    if name not in arrays:
+        return ()
+    names = arrays[name]
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise ValueError(f"its {name} are no names")
+    return tuple(str(value)[:MAX_NAME] for value in names)
+
+
+def _check(
+    label: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    classes: tuple[str, ...],
+    superclasses: tuple[str, ...],
+) -> None:
+    if label.dtype != np.int64 or prediction.dtype != np.int64 or label.ndim != 1 or not len(label):
+        raise ValueError("it holds no labels")
+    if label.shape != prediction.shape:
+        raise ValueError("labels and predictions are not of one number")
+    answers = np.concatenate((label, prediction))
+    if answers.min() < 0 or answers.max() >= (len(classes) or MAX_CLASSES):
+        raise ValueError("a label is out of bounds")
+    if superclasses and len(superclasses) != len(classes):
+        raise ValueError("not every class has a superclass")

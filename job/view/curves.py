@@ -1,0 +1,103 @@
+"""The curves of one run, or of several over one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from job.score.report import THRESHOLD
+from job.view.comparison import are_seeds, labels
+from job.view.evidence import Evidence, Record
+from job.view.plots import Plot, Series, line_chart
+from job.words import percent, power_of_ten
+
+STYLES = 8
+"""Colours that are told apart; a ninth run has the first one's again."""
+
+
+def charts(runs: Sequence[Evidence]) -> list[Plot]:
+    """Return accuracy, loss, throughput, learning rate and momentum over the epochs; none without epochs."""
+    runs = [run for run in runs if run.evaluated]
+    if not runs:
+        return []
+    single, seeds = len(runs) == 1, are_seeds(runs)
+    breaks = _breaks(runs[0].history) if single else []
+    accuracies = _series(runs, "accuracy", "test")
+    if single and "holdout_accuracy" in runs[0].evaluated[0]:
+        accuracies += _series(runs, "holdout_accuracy", "hold-out", style=1)
+    losses = _series(runs, "test_loss", "test")
+    if single:
+        losses += _series(runs, "train_loss", "training, with mixup", style=1)
+    return [
+        line_chart(
+            "Accuracy",
+            _story("accuracy", accuracies[: len(runs)], percent, max),
+            accuracies,
+            column="accuracy",
+            label=lambda share: f"{100 * share:.0f} %",
+            threshold=(THRESHOLD, "80 %"),
+            breaks=breaks,
+            interval=seeds,
+        ),
+        line_chart(
+            "Loss" if single else "Test loss",
+            _story("test loss", losses[: len(runs)], "{:.3f}".format, min),
+            losses,
+            column="test_loss",
+            breaks=breaks,
+            interval=seeds,
+        ),
+        _plain(runs, "images_per_second", "Throughput", breaks, "images/s", from_zero=True),
+        _plain(runs, "lr", "Learning rate", breaks, label=power_of_ten, logarithmic=True),
+        _plain(runs, "momentum", "Momentum", breaks),
+    ]
+
+
+def _plain(
+    runs: Sequence[Evidence], column: str, title: str, breaks: list[float], unit: str = "", **how: Any
+) -> Plot:
+    series = _series(runs, column, title.lower())
+    story = _range(title, series, unit)
+    return line_chart(title, story, series, column=column, unit=unit, breaks=breaks, **how)
+
+
+def _series(runs: Sequence[Evidence], column: str, name: str, style: int = 0) -> list[Series]:
+    return [
+        Series(
+            name=name if len(runs) == 1 else label,
+            x=[record["epoch"] for record in run.history if column in record],
+            y=[record[column] for record in run.history if column in record],
+            style=style if len(runs) == 1 else index % STYLES,
+        )
+        for index, (run, label) in enumerate(zip(runs, labels(runs), strict=True))
+    ]
+
+
+def _breaks(history: list[Record]) -> list[float]:
+    """Return where one attempt handed over to the next, between two epochs."""
+    return [
+        after["epoch"] - 0.5 for before, after in pairwise(history) if before["attempt"] != after["attempt"]
+    ]
+
+
+def _story(
+    what: str, series: Sequence[Series], label: Callable[[float], str], best: Callable[..., float]
+) -> str:
+    """Return what the curves show: beginning, end and best of one, or the ends of several."""
+    if len(series) > 1:
+        ends = [one.y[-1] for one in series]
+        spread = f"{label(min(ends))} to {label(max(ends))}"
+        return f"{what.capitalize()} of {len(series)} runs, which end from {spread}."
+    one = series[0]
+    top, last = best(one.y), f"{label(one.y[-1])} in epoch {one.x[-1]}"
+    return (
+        f"The {what} goes from {label(one.y[0])} in epoch {one.x[0]} to {last}; "
+        f"best {label(top)} in epoch {one.x[list(one.y).index(top)]}."
+    )
+
+
+def _range(title: str, series: Sequence[Series], unit: str) -> str:
+    values = [value for one in series for value in one.y]
+    unit = f" {unit}" if unit else ""
+    return f"{title} from {min(values):,.4g} to {max(values):,.4g}{unit}, {series[0].y[-1]:,.4g} at last."

@@ -1,0 +1,75 @@
+"""A run's epochs for other tools: each export is made whole from the history, without gaps or repeats.
+
+However often a run was killed, its history holds every epoch once: it goes on from what a checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import csv as comma
+import io
+import re
+from collections.abc import Sequence
+
+from job.errors import ConfigurationError
+from job.view.comparison import labels
+from job.view.evidence import Evidence
+
+COLUMNS = ("epoch", "train_loss", "test_loss", "accuracy", "holdout_accuracy", "lr", "momentum",
+           "images_per_second", "attempt")  # fmt: skip
+
+TAGS = {
+    "train_loss": "loss/train",
+    "test_loss": "loss/test",
+    "accuracy": "accuracy/test",
+    "holdout_accuracy": "accuracy/holdout",
+    "lr": "schedule/learning_rate",
+    "momentum": "schedule/momentum",
+    "images_per_second": "images_per_second",
+}
+
+EVENT_FILE = "events.out.tfevents.0.micronet"
+"""One name whenever it is written, so that a later export takes an earlier one's place."""
+
+
+def csv(runs: Sequence[Evidence]) -> bytes:
+    """Return a line an epoch with the run's name first; what was not measured in an epoch is empty."""
+    text = io.StringIO()
+    writer = comma.writer(text, lineterminator="\n")
+    writer.writerow(["run", *COLUMNS])
+    for run in runs:
+        writer.writerows([run.name, *(record.get(name, "") for name in COLUMNS)] for record in run.history)
+    return text.getvalue().encode()
+
+
+def tensorboard(runs: Sequence[Evidence]) -> dict[str, bytes]:
+    """Return an event file for each run by its path, a folder for each.
+
+    Raises ConfigurationError where the `tensorboard` package is not installed.
+    """
+    names = [re.sub(r"[^A-Za-z0-9_-]+", "-", label).strip("-")[:100] or "run" for label in labels(runs)]
+    folders = [
+        name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, start=1)
+    ]
+    return {f"{folder}/{EVENT_FILE}": _events(run) for folder, run in zip(folders, runs, strict=True)}
+
+
+def _events(run: Evidence) -> bytes:
+    """Return TensorBoard's records; their wall time is 0, since the history knows no clock."""
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ConfigurationError(
+            f"TensorBoard's package is not installed ({error})",
+            "Install it: pip install 'micronet[tensorboard]'",
+        ) from error
+    buffer = io.BytesIO()
+    writer = RecordWriter(buffer)
+    writer.write(Event(file_version="brain.Event:2").SerializeToString())
+    for record in run.history:
+        values = [
+            Summary.Value(tag=tag, simple_value=record[name]) for name, tag in TAGS.items() if name in record
+        ]
+        writer.write(Event(step=record["epoch"], summary=Summary(value=values)).SerializeToString())
+    return buffer.getvalue()

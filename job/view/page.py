@@ -1,0 +1,186 @@
+"""One self-contained HTML page about one run, or about several side by side.
+
+Nothing is loaded from anywhere, and the page's own policy forbids it. All that was read from a bucket is
+escaped by the templates; what is drawn comes from checked numbers alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from job import words
+from job.data.cifar import CIFAR100_SHA256
+from job.store.base import Store
+from job.view import curves, leaderboard
+from job.view.answers import ClassResult
+from job.view.attempts import downtimes
+from job.view.comparison import Group, groups, labels
+from job.view.evidence import Evidence, read
+from job.view.heat import Heat, heat
+from job.view.layers import Share, shares
+from job.view.standings import Standings, standings
+from job.view.timeline import Timeline, timeline
+
+NAME = "report.html"
+"""What the page of a finished run is called among its outputs."""
+
+WORST = 12  # classes shown
+
+
+class Column(NamedTuple):
+    """A column of the table of epochs: a key of the history's records and how its values are written."""
+
+    key: str
+    title: str
+    text: Callable[[float], str]
+
+
+COLUMNS = (
+    Column("accuracy", "Accuracy", words.percent),
+    Column("holdout_accuracy", "Hold-out", words.percent),
+    Column("test_loss", "Test loss", "{:.4f}".format),
+    Column("train_loss", "Training loss", "{:.4f}".format),
+    Column("images_per_second", "images/s", "{:,.0f}".format),
+    Column("lr", "Learning rate", "{:.3g}".format),
+    Column("momentum", "Momentum", "{:.4g}".format),
+)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run and what is drawn of it."""
+
+    number: int  # from 1, in the order they were named
+    label: str
+    run: Evidence
+    timeline: Timeline | None
+    downtimes: list[float | None]
+    worst: list[ClassResult]
+    heat: Heat | None
+    shares: list[Share]
+    samples: str | None  # a data: URI
+
+    @classmethod
+    def of(cls, number: int, label: str, run: Evidence, alone: bool) -> RunView:
+        """Draw a run; what would make a page of many too heavy (samples, layers) only where it is `alone`."""
+        results = run.answers.results() if run.answers else []
+        confusion = run.answers.confusion() if run.answers else None
+        return cls(
+            number=number,
+            label=label,
+            run=run,
+            timeline=timeline(run.attempts),
+            downtimes=downtimes(run.attempts),
+            worst=results[:WORST],
+            heat=heat(confusion) if confusion else None,
+            shares=_shares(run) if alone else [],
+            samples=_data_uri(run.samples) if alone and run.samples else None,
+        )
+
+
+def publish(store: Store) -> str:
+    """Write the page of the run in `store` beside its report; return its address."""
+    store.put(NAME, render([read(store)]).encode())
+    return f"{store.uri}/{NAME}"
+
+
+def render(runs: Sequence[Evidence]) -> str:
+    """Return the page of `runs`, in their order."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("job.view"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": words.percent, "duration": words.duration, "ordinal": words.ordinal}
+    style, script = _own("page.css"), _own("page.js")
+    return environment.get_template("page.html").render(
+        views=[
+            RunView.of(number, label, run, alone=len(runs) == 1)
+            for number, (label, run) in enumerate(zip(labels(runs), runs, strict=True), start=1)
+        ],
+        charts=curves.charts(runs),
+        columns=_columns(runs),
+        epochs=max((len(run.history) for run in runs), default=0),
+        groups=_groups(runs),
+        finished=any(run.report for run in runs),
+        standings=_standings(runs),
+        leaderboard=leaderboard,
+        environment_rows=_environment(runs),
+        style=style,
+        script=script,
+        policy=f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
+    )
+
+
+def _columns(runs: Sequence[Evidence]) -> list[Column]:
+    keys = {key for run in runs for record in run.history for key in record}
+    return [column for column in COLUMNS if column.key in keys]
+
+
+def _groups(runs: Sequence[Evidence]) -> list[Group]:
+    return groups(runs) if len(runs) > 1 else []
+
+
+def _standings(runs: Sequence[Evidence]) -> Standings | None:
+    """Place the finished runs on CIFAR-100; the leaderboard says nothing of another data set's."""
+    reports = [(run.name, run.report) for run in runs if run.report]
+    finished = [(name, report) for name, report in reports if report["data"]["sha256"] == CIFAR100_SHA256]
+    return standings(
+        [
+            (name, report["score"]["leaderboard"]["score"], report["accuracy"]["passed"])
+            for name, report in finished
+        ]
+    )
+
+
+def _environment(runs: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
+    """Return (name, the value in each finished run), for what at least one of them knows."""
+    reports = [run.report for run in runs if run.report]
+    rows: list[tuple[str, list[Any]]] = [
+        ("device", [report["training"]["device"] for report in reports]),
+        ("precision", [report["training"]["precision"] for report in reports]),
+        ("deterministic", [report["training"]["deterministic"] for report in reports]),
+        ("data", [report["data"]["source"] for report in reports]),
+        ("data, SHA-256", [report["data"]["sha256"] for report in reports]),
+        ("weights, SHA-256", [report["weights"]["sha256"] for report in reports]),
+    ]
+    names = dict.fromkeys(name for report in reports for name in report["environment"])
+    rows += [(name, [report["environment"].get(name) for report in reports]) for name in names]
+    shown = {True: "yes", False: "no", None: "not known"}
+    return [
+        (name, [shown[value] if value in (True, False, None) else str(value) for value in values])
+        for name, values in rows
+        if any(value is not None for value in values)
+    ]
+
+
+def _own(name: str) -> Markup:
+    """Return a file of this package, which needs no escaping."""
+    return Markup(files("job.view").joinpath("templates", name).read_text("utf-8"))  # noqa: S704 - our own
+
+
+def _digest(text: str) -> str:
+    """Return what lets exactly this inline text run under the page's policy."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _shares(run: Evidence) -> list[Share]:
+    """Return the score by layer of a finished run whose number of classes is known."""
+    if run.report is None or run.answers is None or not run.answers.classes:
+        return []
+    return shares(run.report, run.recipe, len(run.answers.classes))

@@ -1,0 +1,170 @@
+"""Figures as geometry: what a template needs to draw them as SVG that is read on any width.
+
+An axis runs from 0 to 100 per cent of the plot's box, curves lie in a box of 1000 by 1000 that is stretched
+over it, and text is placed but never stretched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from job.view.statistics import estimate
+
+TICKS = 5  # at most, on an axis
+NARROW = 4  # on the x axis, whose labels stand side by side on a phone's 300 pixels
+DECIMALS = 1  # of a curve's coordinates, in thousandths of the box
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values `y` at the epochs `x`; `style` chooses colour and dashes."""
+
+    name: str
+    x: Sequence[int]
+    y: Sequence[float]
+    style: int = 0
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A label at `at` per cent of an axis, from the left or from the top."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A path of SVG in the box of 1000 by 1000."""
+
+    name: str
+    path: str
+    style: int
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A line chart over epochs. `band` is an interval's area, `breaks` are where the machine went away."""
+
+    title: str
+    alt: str
+    unit: str
+    column: str  # of the table of epochs, by which the page's script looks values up
+    x: tuple[int, int]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    curves: list[Shape]
+    band: Shape | None = None
+    threshold: Tick | None = None
+    breaks: list[float] = field(default_factory=list)
+
+
+class Axis:
+    """Maps values from `low` to `high` to 0 to 1; logarithmic where asked for."""
+
+    def __init__(self, low: float, high: float, logarithmic: bool = False) -> None:
+        self.logarithmic = logarithmic
+        self.low, self.high = self._bend(low), self._bend(high)
+
+    def __call__(self, value: float) -> float:
+        """Return where `value` lies."""
+        return (self._bend(value) - self.low) / (self.high - self.low)
+
+    def _bend(self, value: float) -> float:
+        return math.log10(value) if self.logarithmic else value
+
+
+def line_chart(
+    title: str,
+    alt: str,
+    series: Sequence[Series],
+    *,
+    column: str,
+    unit: str = "",
+    logarithmic: bool = False,
+    from_zero: bool = False,
+    label: Callable[[float], str] = "{:g}".format,
+    threshold: tuple[float, str] | None = None,
+    breaks: Iterable[float] = (),
+    interval: bool = False,
+) -> Plot:
+    """Return the chart of `series`, none of them empty.
+
+    `threshold` is (value, label) of a level to reach, `breaks` are epochs. `from_zero` keeps a small change
+    from looking like a large one. `interval` adds the mean of the
+    series and the area of its 95 % interval.
+    """
+    values = [value for one in series for value in one.y] + ([threshold[0]] if threshold else [])
+    values += [0.0] if from_zero else []
+    if logarithmic:
+        smallest = min((value for value in values if value > 0), default=1e-3)
+        values = [max(value, smallest) for value in values]
+    ticks = log_ticks(min(values), max(values)) if logarithmic else linear_ticks(min(values), max(values))
+    y = Axis(min(*values, ticks[0]), max(*values, ticks[-1]), logarithmic)
+    first, last = min(one.x[0] for one in series), max(one.x[-1] for one in series)
+    x = Axis(first, max(last, first + 1))
+
+    def trace(epochs: Sequence[int], heights: Sequence[float]) -> list[str]:
+        floor = 10**y.low if logarithmic else -math.inf
+        return [
+            f"{1000 * x(epoch):.{DECIMALS}f} {1000 * (1 - y(max(height, floor))):.{DECIMALS}f}"
+            for epoch, height in zip(epochs, heights, strict=True)
+        ]
+
+    curves = [Shape(one.name, "M" + "L".join(trace(one.x, one.y)), one.style) for one in series]
+    band = None
+    if interval:  # over the epochs that all of them have
+        heights = [dict(zip(one.x, one.y, strict=True)) for one in series]
+        common = sorted(set.intersection(*map(set, heights)))
+        spread = [estimate([height[epoch] for height in heights]) for epoch in common]
+        upper = trace(common, [point.mean + (point.half_width or 0) for point in spread])
+        lower = trace(common, [point.mean - (point.half_width or 0) for point in spread])
+        middle = trace(common, [point.mean for point in spread])
+        curves.append(Shape("mean", "M" + "L".join(middle), MEAN))
+        band = Shape("95 % interval", "M" + "L".join(upper + lower[::-1]) + "Z", MEAN)
+    return Plot(
+        title=title,
+        alt=alt,
+        unit=unit,
+        column=column,
+        x=(first, last),
+        x_ticks=[Tick(100 * x(tick), f"{tick:g}") for tick in epoch_ticks(first, last)],
+        y_ticks=[Tick(100 * (1 - y(tick)), label(tick)) for tick in ticks],
+        curves=curves,
+        band=band,
+        threshold=Tick(100 * (1 - y(threshold[0])), threshold[1]) if threshold else None,
+        breaks=[100 * x(epoch) for epoch in breaks if first <= epoch <= last],
+    )
+
+
+MEAN = 9
+"""The style of a mean and its interval."""
+
+
+def linear_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
+    """Return at most `count` + 1 round values, evenly spaced, the outermost around `low` and `high`."""
+    if not high > low:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    rough = (high - low) / (count - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return powers of ten around `low` and `high`, few enough for one axis."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    last = max(last, first + 1)
+    step = math.ceil((last - first) / (TICKS - 1))
+    return [10.0**power for power in range(first, last + step, step)]
+
+
+def epoch_ticks(first: int, last: int) -> list[float]:
+    """Return round epochs from `first` to `last`, both ends among them."""
+    inner = [tick for tick in linear_ticks(first, last, NARROW) if tick == int(tick)]
+    margin = (last - first) / 10
+    ticks = [first, *(tick for tick in inner if first + margin < tick < last - margin), last]
+    return list(dict.fromkeys(ticks))

@@ -1,0 +1,48 @@
+"""What the command line tells by itself: examples, the option one meant, and words for the shell."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def micronet(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # As the installed script, whose name the shell's completion goes by.
+    code = "import sys; sys.argv[0] = 'micronet'; from job.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["train", "--cycels", "1@1"], "--cycles"),
+        (["train", "--batchsize", "1"], "--batch-size"),
+        (["status", "run", "--wacth"], "--watch"),
+        (["data", "--previw", "x.png"], "--preview"),
+        (["trian"], "train"),
+    ],
+)
+def test_an_error_suggests_what_was_meant(arguments: list[str], meant: str) -> None:
+    done = micronet(*arguments)
+    assert done.returncode == 2
+    assert "Did you mean" in done.stderr
+    assert f"'{meant}'" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["data", "report", "status"])
+def test_help_has_examples_on_lines_of_their_own(command: str) -> None:
+    lines = [line.strip() for line in micronet(command, "--help").stdout.splitlines()]
+    assert sum(line.startswith(f"micronet {command} ") for line in lines) >= 2
+
+
+def test_the_shell_completes_options() -> None:
+    words = {"COMP_WORDS": "micronet train --cy", "COMP_CWORD": "2", "_MICRONET_COMPLETE": "bash_complete"}
+    assert micronet(**words).stdout.split() == ["plain,--cycles"]
+    assert "_micronet_completion" in micronet(_MICRONET_COMPLETE="bash_source").stdout

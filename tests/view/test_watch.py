@@ -1,0 +1,93 @@
+"""`status --watch` on a terminal and in a file, with a store that comes and goes."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from job.resume.checkpoints import Checkpoints
+from job.resume.heartbeat import Beat, Heartbeat
+from job.store import Store, open_store
+from job.store.base import TransientError
+from job.view.watch import Look, watch
+from tests.servers import FaultProxy
+from tests.terminals import Terminal
+
+STATUS = [sys.executable, "-m", "job.cli", "status"]
+
+
+def begin(store: Store) -> Checkpoints:
+    checkpoints, _ = Checkpoints.claim(store, "ab", {"host": "here", "device": "cpu", "started": "now"})
+    beat = Beat("training", 3, 10, 50, 100, 256, 0.25, 1280.0, 4.0)
+    Heartbeat(store, checkpoints.generation, lambda: beat).write()
+    return checkpoints
+
+
+def finish(checkpoints: Checkpoints) -> None:
+    checkpoints.commit({"state": b"x"}, epoch=10, step=0, position=1000, metrics={}, finished=True)
+
+
+def test_a_terminal_is_redrawn_in_place_until_the_run_is_finished(tmp_path: Path) -> None:
+    run = begin(open_store(str(tmp_path)))
+    terminal = Terminal([*STATUS, str(tmp_path), "--watch"], 80)
+    terminal.read(lambda text: "epoch 3" in text or "3 of 10" in text)
+    finish(run)
+    assert terminal.read() == 0
+    assert terminal.text.count("phase") == 1
+    assert "phase     finished" in terminal.text
+    assert "training" not in terminal.text
+    assert not terminal.screen.cursor.hidden
+
+
+def test_a_file_gets_whole_blocks_and_no_control_characters(tmp_path: Path) -> None:
+    run = begin(open_store(str(tmp_path)))
+    threading.Timer(2, finish, [run]).start()
+    done = subprocess.run([*STATUS, str(tmp_path), "--watch"], capture_output=True, text=True, check=True)
+    blocks = done.stdout.strip().split("\n\n")
+    assert [block.split("\n")[1] for block in blocks][-1] == "phase     finished"
+    assert all(block.startswith("run ") for block in blocks)
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_store_that_does_not_answer_is_told_and_waited_for(s3_uri: str, proxy: FaultProxy) -> None:
+    run = begin(open_store(s3_uri))
+    looks: list[Look] = []
+    for look in watch(open_store(s3_uri, retry_seconds=0.2), every_seconds=0.05):
+        looks.append(look)
+        if len(looks) == 1:
+            proxy.default = ("unavailable", 0)
+        elif look.outage and proxy.default[0] == "unavailable":
+            assert look.seen is not None
+            assert "epoch     3 of 10" in look.text()
+            assert "cannot be reached" in look.text()
+            proxy.default = ("pass", 0)
+            finish(run)
+        assert len(looks) < 50
+    assert looks[0].outage is None
+    assert sum(look.outage is not None for look in looks) == 1
+    assert looks[-1].seen is not None
+    assert looks[-1].seen.phase == "finished"
+
+
+def test_without_watch_an_outage_is_an_error(s3_uri: str, proxy: FaultProxy) -> None:
+    begin(open_store(s3_uri))
+    proxy.default = ("unavailable", 0)
+    from job.view import status
+
+    with pytest.raises(TransientError):
+        status.read(open_store(s3_uri, retry_seconds=0.2))
+
+
+def test_each_line_of_json_is_a_whole_object(tmp_path: Path) -> None:
+    run = begin(open_store(str(tmp_path)))
+    finish(run)
+    start = time.monotonic()
+    done = subprocess.run(
+        [*STATUS, str(tmp_path), "--watch", "--json"], capture_output=True, text=True, check=True
+    )
+    assert [json.loads(line)["phase"] for line in done.stdout.splitlines()] == ["finished"]
+    assert time.monotonic() - start < 10
