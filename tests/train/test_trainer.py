@@ -45,6 +45,7 @@ def assert_same_bits(one: Trainer, other: Trainer) -> None:
     """Compare networks and optimizers."""
     first, second = one.state(history=[]), other.state(history=[])
     assert all(torch.equal(tensor, second.network[name]) for name, tensor in first.network.items())
+    assert first.scaler == second.scaler
     for mine, theirs in zip(first.optimizer, second.optimizer, strict=True):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
@@ -121,7 +122,7 @@ class StoppedError(Exception):
     """Ends an epoch between two steps."""
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(("epoch", "step"), [(0, 1), (0, 3), (0, STEPS), (1, 0), (1, 2)])
 def test_a_state_goes_on_to_the_same_bits_from_any_step(epoch: int, step: int, precision: str) -> None:
     recipe = replace(RECIPE, precision=precision)
@@ -150,6 +151,15 @@ def test_a_state_goes_on_to_the_same_bits_from_any_step(epoch: int, step: int, p
     assert_same_bits(whole, second)
     assert resumed[-1]["train_loss"] == records[-1]["train_loss"]
     assert resumed[-1]["lr"] == records[-1]["lr"]
+
+
+def test_the_loss_scale_goes_round() -> None:
+    recipe = replace(RECIPE, precision="fp16")
+    first, second = (Trainer(network(), batches(recipe), recipe, after_step=lambda: None) for _ in range(2))
+    first.scaler.load_state_dict({**first.scaler.state_dict(), "scale": 512.0, "_growth_tracker": 7})
+    second.restore(TrainingState.decode(first.state(history=[]).encode()))
+    state = second.scaler.state_dict()
+    assert (state["scale"], state["_growth_tracker"]) == (512.0, 7)
 
 
 def test_a_state_whose_layout_was_lost_goes_on_to_the_same_bits() -> None:
