@@ -8,10 +8,13 @@ ARG BASE_IMAGE=nvidia/cuda:13.0.3-base-ubuntu24.04
 
 FROM ${BASE_IMAGE} AS python
 # A version of Debian's or Ubuntu's package is gone from their mirrors with the next one, so none is named.
+# No program needs to change its user. The folders are for whatever user the container is run as.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates python3 \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/lib/apt/lists/* \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s '{}' + \
+ && mkdir -m 1777 /data /runs
 
 FROM python AS installer
 # hadolint ignore=DL3008
@@ -20,31 +23,30 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && python3 -m venv /opt/pip
 
-FROM installer AS dependencies
+FROM python AS dependencies
 ARG REQUIREMENTS=requirements.lock
-COPY ${REQUIREMENTS} /build/requirements.lock
+COPY ${REQUIREMENTS} /opt/venv/requirements.lock
 # What nothing here uses is left out, 1.1 GB. Triton would do harm: without a C compiler PyTorch fails in the
 # operators that it would have Triton compile, and takes its own kernels where Triton is absent. The others
 # are for fastai's language models.
 RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=installer,source=/opt/pip,target=/opt/pip \
     python3 -m venv --without-pip /opt/venv \
- && /opt/pip/bin/pip --python /opt/venv/bin/python install --require-hashes -r /build/requirements.lock \
+ && /opt/pip/bin/pip --python /opt/venv/bin/python install --require-hashes -r /opt/venv/requirements.lock \
  && /opt/pip/bin/pip --python /opt/venv/bin/python uninstall --yes triton spacy thinc blis \
  && echo /opt/micronet >"$(/opt/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/micronet.pth"
 
 FROM installer AS code
 COPY LICENSE README.md pyproject.toml /build/
 COPY job /build/job
+# Podman's COPY changes times, by which Python knows its byte code, unless that is marked as never to be checked.
 RUN --mount=type=bind,from=dependencies,source=/opt/venv,target=/opt/venv \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --no-deps --no-build-isolation --no-cache-dir \
-    --target /opt/micronet /build
+    --no-compile --target /opt/micronet /build \
+ && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/micronet/job
 
-FROM python AS image
-# No program needs to change its user. The folders are for whatever user the container is run as.
-RUN find / -xdev -type f -perm /6000 -exec chmod a-s '{}' + \
- && mkdir -m 1777 /data /runs
-COPY --from=dependencies /opt/venv /opt/venv
-# Not by a RUN with a mount: podman's cache does not see that what is mounted has changed.
+FROM dependencies AS image
+# Not by RUN with a mount, since podman's cache does not see that what is mounted has changed.
 COPY --from=code /opt/micronet /opt/micronet
 COPY --chmod=755 entrypoint.sh /entrypoint.sh
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, FencedError, JobError, MachineError, PreemptedError
-from job.resume import memory
 from job.resume.checkpoints import Checkpoint, Checkpoints
 from job.resume.claims import lineage
 from job.resume.heartbeat import Beat, Heartbeat, unsaved_seconds
@@ -207,7 +206,6 @@ class Attempt:
             )
         self._write({STATE: state.encode()}, state.epoch, state.step)
         self.unsaved.drop()
-        memory.release()
         self.history_copy.write(History(state.history).encode())
 
     def _commit_outputs(self, outputs: dict[str, bytes]) -> None:

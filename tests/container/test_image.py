@@ -37,12 +37,15 @@ for _ in range(5):
 
 STALE = """
 import importlib.util, pathlib, sys
-for source in [*pathlib.Path("/opt/micronet").rglob("*.py"), *pathlib.Path(sys.prefix, "lib").rglob("*.py")]:
-    compiled = pathlib.Path(importlib.util.cache_from_source(source))
-    changed = int(source.stat().st_mtime).to_bytes(4, "little")
-    if compiled.exists() and compiled.read_bytes()[8:12] != changed:
-        print(source)
+for folder in ("/opt/micronet", sys.prefix + "/lib"):
+    for source in pathlib.Path(folder).rglob("*.py"):
+        compiled = pathlib.Path(importlib.util.cache_from_source(source))
+        head = compiled.read_bytes()[4:12] if compiled.exists() else b""
+        by_time = bytes(4) + int(source.stat().st_mtime).to_bytes(4, "little")
+        if head != by_time and head[:4] != b"\\1\\0\\0\\0":
+            print(source)
 """
+"""Prints the modules whose byte code is absent or would be made anew: PEP 552 has the format."""
 
 
 def inside(engine: Engine, image: Image, *command: str, options: Sequence[str] = HARDENED) -> list[str]:
@@ -105,7 +108,8 @@ def test_only_the_folders_for_it_are_writable(engine: Engine, image: Image) -> N
 
 
 def test_nothing_is_compiled_at_the_start(engine: Engine, image: Image) -> None:
-    assert inside(engine, image, "/opt/venv/bin/python", "-c", STALE) == []
+    stale = inside(engine, image, "/opt/venv/bin/python", "-c", STALE)
+    assert [path for path in stale if "/tests/" not in path and "/testing/" not in path] == []
 
 
 def test_help_comes_within_half_a_second(engine: Engine, image: Image) -> None:

@@ -126,3 +126,9 @@ def test_an_overflow_skips_an_fp16_step_and_halves_the_scale_without_a_read() ->
         optimizer.zero_grad()
         scales.append(scaler.get_scale())
     assert scales == [65536.0, 32768.0, 32768.0]
+
+
+def test_no_step_keeps_another_ones_graph() -> None:
+    trainer = Trainer(wide_resnet(10, 1, 7), batches(steps=3), recipe("fp32"), after_step=lambda: None)
+    trainer.train_epoch()
+    assert trainer.loss_sum.total.grad_fn is None
