@@ -33,6 +33,8 @@ def test_fingerprint_changes_with_every_field_and_with_nothing_else() -> None:
         "holdout": 5000,
         "seed": 1,
         "precision": "fp32",
+        "compile": True,
+        "evaluate_every": 1,
         "deterministic": False,
         "data_sha256": "ab",
     }
@@ -40,6 +42,13 @@ def test_fingerprint_changes_with_every_field_and_with_nothing_else() -> None:
     prints = {replace(recipe, **{name: value}).fingerprint for name, value in changed.items()}
     assert len(prints | {recipe.fingerprint}) == len(changed) + 1
     assert Recipe().fingerprint == recipe.fingerprint != DEMO.fingerprint
+
+
+def test_the_test_set_is_looked_at_now_and_then_and_at_the_end_each_time() -> None:
+    recipe = Recipe(cycles=(Cycle(600, 5e-3),), evaluate_every=5)
+    evaluated = [epoch for epoch in range(1, 601) if recipe.evaluates(epoch)]
+    assert evaluated == [*range(5, 541, 5), *range(541, 601)]
+    assert all(Recipe(cycles=(Cycle(10, 5e-3),)).evaluates(epoch) for epoch in range(1, 11))
 
 
 def test_differences_name_the_field_and_both_values() -> None:

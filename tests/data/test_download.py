@@ -113,7 +113,7 @@ def test_a_server_that_cuts_for_ever_at_one_place_is_given_up(tmp_path: Path, se
 def test_without_a_hash_the_source_is_asked_whether_it_changed(tmp_path: Path, server: RangeServer) -> None:
     fetch([source(server, None)], tmp_path)
     served = server.served
-    server.faults = [("status", 503)]
+    server.faults = [("status", 503), ("drip", 1000)]  # a second, or the socket would take it all
     assert fetch([source(server, None)], tmp_path).sha256 == SHA256
     assert server.served - served < len(DATA)  # asked, and not read to the end
     server.files["/a.tar.gz"] = b"new" * 1000
