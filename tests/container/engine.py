@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -112,13 +111,13 @@ class Engine:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def remove(self) -> None:
-        """Remove the containers, the images and the folder."""
+        """Remove the containers and, in the background, the folder: it can take minutes."""
         self.podman("rm", "--all", "--force", "--volumes", "--time=0")
         # The storage driver has mounted this folder on itself.
         subprocess.run(
             ["umount", "--lazy", self.folder / "images" / "overlay"], capture_output=True, check=False
         )
-        shutil.rmtree(self.folder)
+        subprocess.Popen(["rm", "-rf", str(self.folder)], start_new_session=True)
 
 
 @dataclass(frozen=True)

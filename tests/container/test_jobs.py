@@ -140,7 +140,13 @@ def test_exit_codes_come_through(engine: Engine, image: Image, data: str, tmp_pa
     tmp_path.chmod(0o755)
     options = [*JOB, data, f"--volume={tmp_path}:/given", f"--volume={tmp_path}/runs:/runs"]
     engine.run(image.tag, "trian", options=options).expect(2)
-    broken = ("train", "--device=cpu", "--data=/given/broken.tar.gz#sha256=" + "0" * 64, "--cache=/tmp/cache")
+    broken = (
+        "train",
+        "--device=cpu",
+        "--run=/tmp/run",
+        "--data=/given/broken.tar.gz#sha256=" + "0" * 64,
+        "--cache=/tmp/cache",
+    )
     engine.run(image.tag, *broken, options=options).expect(65)
     engine.run(image.tag, *SMALL, options=options).expect(77)  # /runs belongs to another user
 
