@@ -22,7 +22,7 @@ from uuid import uuid4
 import torch
 
 from job.checks.bench.loops import NEVER, Full, full
-from job.checks.bench.rounds import spread
+from job.checks.bench.rounds import order, spread
 from job.settings import Recipe
 from job.train import device as devices
 from tests.servers import FaultProxy, SeaweedFS
@@ -74,14 +74,13 @@ def start(stack: ExitStack, server: SeaweedFS, recipe: Recipe, steps: int) -> di
 
 
 def measure(runs: dict[str, Full], rounds: int) -> dict[str, list[list[float]]]:
-    """Return the steps' seconds of each run in each round, the first run changing from round to round."""
+    """Return the steps' seconds of each run in each round."""
     names = list(runs)
     for run in runs.values():
         run()
     measured: dict[str, list[list[float]]] = {name: [] for name in names}
     for number in range(rounds):
-        first = number % len(names)
-        for name in [*names[first:], *names[:first]]:
+        for name in order(names, number):
             runs[name].step_seconds.clear()
             runs[name]()
             measured[name].append(list(runs[name].step_seconds))

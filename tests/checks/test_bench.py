@@ -16,15 +16,15 @@ from job.checks.bench.rounds import interleave, ratio, spread
 from job.checks.bench.show import lines
 
 
-def test_subjects_take_turns_and_each_is_first_as_often() -> None:
+def test_three_subjects_have_all_their_orders_in_six_rounds() -> None:
     called = []
 
     def subject(name: str) -> float:
         called.append(name)
         return 1.0
 
-    interleave({name: lambda name=name: subject(name) for name in "abc"}, 3)  # type: ignore[misc]
-    assert "".join(called) == "abc" + "abc" + "bca" + "cab"
+    interleave({name: lambda name=name: subject(name) for name in "abc"}, 6)  # type: ignore[misc]
+    assert "".join(called) == "abc" + "abc" + "acb" + "cab" + "cba" + "bca" + "bac"
 
 
 def test_a_ratio_is_paired_by_round() -> None:

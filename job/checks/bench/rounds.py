@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,20 +15,28 @@ Measured = dict[str, list[float]]
 
 
 def interleave(subjects: Mapping[str, Subject], rounds: int) -> Measured:
-    """Return what each subject gave in each of `rounds`, the first subject changing from round to round.
+    """Return what each subject gave in each of `rounds`; three subjects have all their orders in six rounds.
 
-    A subject returns a rate. Each is called once before, which is not measured.
+    Whoever came always after the same one would bear what that leaves behind, such as workers that end. A
+    subject returns a rate. Each is called once before, which is not measured.
     """
     names = list(subjects)
     for name in names:
         subjects[name]()
     measured: Measured = {name: [] for name in names}
     for number in range(rounds):
-        first = number % len(names)
-        for name in [*names[first:], *names[:first]]:
+        for name in order(names, number):
+            gc.collect()
             measured[name].append(subjects[name]())
         events.emit("round", number=number + 1, of=rounds, **{name: measured[name][-1] for name in names})
     return measured
+
+
+def order(names: list[str], number: int) -> list[str]:
+    """Return the names as a round takes them: turned by one each time, and every other time backwards."""
+    first = number % len(names)
+    turned = [*names[first:], *names[:first]]
+    return turned[::-1] if number % 2 else turned
 
 
 def spread(values: list[float]) -> dict[str, Any]:
