@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import torch
 
+from job import events
 from job.checks.bench.loops import NEVER, Full, full
 from job.checks.bench.rounds import order, spread
 from job.settings import Recipe
@@ -40,8 +41,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
-    device = torch.device("cpu")
+    events.configure()
     devices.configure(deterministic=True)
+    device = torch.device("cpu")
     precision = devices.resolve_precision("auto", device)
     recipe = Recipe(width=options.width, batch_size=options.batch_size, precision=precision)
 
