@@ -10,6 +10,9 @@ from typing import Any
 from job.view.evidence import Evidence
 from job.view.statistics import Estimate, estimate
 
+OF_ONE_RUN = ("seed", "identity")
+"""Fields of recipe.json that tell one run of a recipe from another."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -60,7 +63,8 @@ def labels(runs: Sequence[Evidence]) -> list[str]:
 
 
 def _without_seed(run: Evidence) -> str:
-    return json.dumps({name: value for name, value in run.recipe.items() if name != "seed"}, sort_keys=True)
+    rest = {name: value for name, value in run.recipe.items() if name not in OF_ONE_RUN}
+    return json.dumps(rest, sort_keys=True)
 
 
 def _differences(recipe: dict[str, Any], recipes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from job.resume.heartbeat import Beat
 from job.score import report as reports
 from job.settings import Recipe
 from job.store import Store
+from job.train.outputs import Run
 
 START = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 
@@ -135,7 +136,7 @@ def write_run(
 ) -> dict[str, Any]:
     """Write a run of the default recipe with `seed`; return its report ({} where it is not finished)."""
     recipe = Recipe(seed=seed, precision="bf16", data_sha256=CIFAR100_SHA256)
-    store.put("recipe.json", json.dumps(recipe.to_json()).encode())
+    Run.open(store, recipe)
     attempts = write_attempts(store, kills, 10.7, finished)
     done = epochs if finished else epochs // 2
     parts = kills + 1
