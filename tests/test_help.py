@@ -36,7 +36,10 @@ def test_an_error_suggests_what_was_meant(arguments: list[str], meant: str) -> N
     assert f"'{meant}'" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["data", "report", "status"])
+NAMES = ("train", "data", "doctor", "status", "report", "evaluate", "score", "selftest", "bench")
+
+
+@pytest.mark.parametrize("command", NAMES)
 def test_help_has_examples_on_lines_of_their_own(command: str) -> None:
     lines = [line.strip() for line in micronet(command, "--help").stdout.splitlines()]
     assert sum(line.startswith(f"micronet {command} ") for line in lines) >= 2

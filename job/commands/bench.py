@@ -14,8 +14,14 @@ from job.resume.preemption import Preemption
 PARTS = ("loop", "augmentation", "operators", "memory", "floor", "determinism", "checkpoints")
 ON_CPU, ON_GPU = 64, 256  # images a batch
 
+EXAMPLES = """\b
+Examples:
+  micronet bench --json
+  micronet bench --part loop --width 1 --batch-size 256
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Measure this only.")
 @option("--depth", type=click.IntRange(min=10), default=22, help="Depth, 6n + 4.")
 @option("--width", type=click.IntRange(min=1), default=6, help="Width.")
@@ -45,12 +51,7 @@ def bench(
     device: str,
     as_json: bool,
 ) -> None:
-    r"""Measure the job's speed here against the bare loop and stock fastai, on images of noise.
-
-    \b
-    micronet bench                                   all parts, some ten minutes
-    micronet bench --part loop --width 1 --batch-size 256
-    """
+    """Measure the job's speed here against the bare loop and stock fastai, on images of noise."""
     from pathlib import Path
 
     with preemption.deferred():

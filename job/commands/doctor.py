@@ -29,8 +29,14 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 120
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
+EXAMPLES = """\b
+Examples:
+  micronet doctor --run s3://bucket/runs/first
+  micronet doctor --json
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @option("--run", metavar="URI", help="Where the run lives: a folder or s3://bucket/prefix.")
 @data_option
 @demo_option

@@ -8,8 +8,14 @@ import click
 
 from job.commands.options import cache_option, data_option, demo_option, device_option, json_option, sources
 
+EXAMPLES = """\b
+Examples:
+  micronet evaluate runs/first
+  micronet evaluate runs/first/weights.safetensors --json
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.argument("uri")
 @data_option
 @demo_option

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from job.store.files import explain, scratch
-
 
 def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all and print its path; raises JobError where that cannot be."""
+    from job.store.files import explain, scratch
+
     try:
         with scratch(path.parent) as work:
             (work / "file").write_bytes(data)

@@ -9,8 +9,15 @@ import click
 
 from job.commands.options import json_option, option
 
+EXAMPLES = """\b
+Examples:
+  micronet score --per-layer
+  micronet score --checkpoint runs/first/weights.safetensors
+  micronet score --model torchvision.models:resnet18 --input 3,224,224
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @option("--checkpoint", metavar="URI", help="Saved weights (.safetensors): a path, file:// or s3:// address.")
 @option(
     "--model",

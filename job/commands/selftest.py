@@ -7,8 +7,14 @@ import click
 from job.commands.options import device_option, option
 from job.resume.preemption import Preemption
 
+EXAMPLES = """\b
+Examples:
+  micronet selftest --run s3://bucket/runs
+  micronet selftest --run /mnt/shared --kills 5 --seed 1
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @option(
     "--run",
     required=True,

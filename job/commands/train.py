@@ -24,8 +24,15 @@ from job.commands.options import (
 )
 from job.resume.preemption import Preemption
 
+EXAMPLES = """\b
+Examples:
+  micronet train --demo
+  micronet train --run s3://bucket/runs/first
+  micronet train --run runs/short --cycles 30@5e-3 --seed 1
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @option("--run", metavar="URI", help="Folder of the run's outputs. Default: runs/<fingerprint>.")
 @data_option
 @demo_option
