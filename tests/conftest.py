@@ -12,6 +12,7 @@ import pytest
 
 from tests.metadata import nowhere
 from tests.servers import FaultProxy, RangeServer, SeaweedFS
+from tests.store.careless import CarelessS3
 
 BUCKET = "micronet-tests"
 
@@ -53,6 +54,16 @@ def proxy(seaweedfs: SeaweedFS, s3_uri: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.uri)
     yield proxy
     proxy.stop()
+
+
+@pytest.fixture
+def careless(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CarelessS3]:
+    """The environment's S3 server, whose bucket is `bucket`; it can be told to be careless."""
+    server = CarelessS3()
+    server.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.uri)
+    yield server
+    server.stop()
 
 
 @pytest.fixture

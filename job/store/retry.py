@@ -22,12 +22,19 @@ LONGEST_PAUSE_SECONDS = 10.0
 T = TypeVar("T")
 
 
-def patiently(call: Callable[[], T], seconds: float) -> T:
-    """Return what `call` returns, repeated after a TransientError until `seconds` are over."""
+def patiently(
+    call: Callable[[], T], seconds: float, report: Callable[[RetryCallState], None] | None = None
+) -> T:
+    """Return what `call` returns, repeated after a TransientError until `seconds` are over.
+
+    `report` is told before each pause.
+    """
     return Retrying(
         retry=retry_if_exception_type(TransientError),
         stop=stop_after_delay(seconds),
         wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_SECONDS),
+        before_sleep=report,
+        sleep=time.sleep,
         reraise=True,
     )(call)
 
@@ -101,14 +108,7 @@ class RetryingStore:
         return self._retry(attempt)
 
     def _retry(self, call: Callable[[], T]) -> T:
-        return Retrying(
-            retry=retry_if_exception_type(TransientError),
-            stop=stop_after_delay(self._budget_seconds),
-            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_SECONDS),
-            before_sleep=self._report,
-            sleep=time.sleep,
-            reraise=True,
-        )(call)
+        return patiently(call, self._budget_seconds, self._report)
 
     def _report(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,15 +20,6 @@ HEX = "0123456789abcdef" * 2
 @pytest.fixture(params=["local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return open_store(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_uri"))
-
-
-@pytest.fixture
-def careless(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CarelessS3]:
-    server = CarelessS3()
-    server.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.uri)
-    yield server
-    server.stop()
 
 
 def test_a_store_that_honours_conditions_passes_and_is_left_as_it_was(store: Store) -> None:

@@ -26,7 +26,6 @@ def peak_megabytes(subject: str, recipe: Recipe, device: torch.device) -> float:
     child = subprocess.Popen(  # noqa: S603 - the words are this program's own
         [sys.executable, "-m", __name__, subject, json.dumps(values), str(device)],
         stdout=subprocess.PIPE,
-        env={**os.environ, "CUDA_MODULE_LOADING": "LAZY"},
     )
     assert child.stdout
     said = child.stdout.read()
