@@ -99,19 +99,21 @@ class Store(Protocol):
     def get_range(self, key: str, offset: int, length: int) -> Part:
         """Return at most `length` bytes from `offset`; fewer only at the end, none past it."""
 
-    def put(self, key: str, data: bytes) -> str:
-        """Write the key whatever was there; return the new version."""
+    def put(self, key: str, data: bytes) -> None:
+        """Write the key whatever was there."""
 
     def put_if_absent(self, key: str, data: bytes) -> str:
-        """Write the key if there is none, else ConflictError. Of any number at once, one succeeds.
+        """Write the key if there is none, else ConflictError; return its version.
 
-        Let `data` name its writer: after a lost response, only the content tells whose write it was.
+        Of any number at once, one succeeds. Let `data` name its writer: after a lost response, only the
+        content tells whose write it was.
         """
 
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
-        """Write the key if it still has `version`, else (also when absent) ConflictError. One succeeds.
+        """Write the key if it still has `version`, else (also when absent) ConflictError; return its new one.
 
-        The version is that of the content: equal bytes may have equal versions.
+        Of any number at once, one succeeds. The version is that of the content: equal bytes may have equal
+        versions.
         """
 
     def delete(self, key: str) -> None:

@@ -67,9 +67,9 @@ class RetryingStore:
         """See `base.Store`."""
         return self._retry(lambda: self._inner.get_range(key, offset, length))
 
-    def put(self, key: str, data: bytes) -> str:
+    def put(self, key: str, data: bytes) -> None:
         """See `base.Store`."""
-        return self._retry(lambda: self._inner.put(key, data))
+        self._retry(lambda: self._inner.put(key, data))
 
     def put_if_absent(self, key: str, data: bytes) -> str:
         """See `base.Store`."""

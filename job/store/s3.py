@@ -106,9 +106,9 @@ class S3Store:
             size = int(response["ContentRange"].rpartition("/")[2])
             return Part(_body(response), response["ETag"], size)
 
-    def put(self, key: str, data: bytes) -> str:
+    def put(self, key: str, data: bytes) -> None:
         """See `base.Store`."""
-        return self._put(key, data)
+        self._put(key, data)
 
     def put_if_absent(self, key: str, data: bytes) -> str:
         """See `base.Store`."""

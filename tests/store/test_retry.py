@@ -29,7 +29,7 @@ def test_a_read_gets_over_each_fault(s3_uri: str, proxy: FaultProxy, fault: tupl
 )
 def test_a_write_gets_over_each_fault(s3_uri: str, proxy: FaultProxy, fault: tuple[str, int]) -> None:
     store = open_store(s3_uri)
-    version = store.put("key", b"old")
+    version = store.put_if_absent("key", b"old")
     proxy.faults = [fault, fault]
     store.put("other", DATA)
     proxy.faults = [fault, fault]
@@ -67,7 +67,7 @@ def test_a_claim_that_failed_and_was_taken_is_not_ours(s3_uri: str, proxy: Fault
 
 def test_a_swap_whose_answer_was_lost_is_ours(s3_uri: str, proxy: FaultProxy) -> None:
     store = open_store(s3_uri)
-    first = store.put("HEAD.json", b"1")
+    first = store.put_if_absent("HEAD.json", b"1")
     proxy.faults = [("lose", 0), ("unavailable", 0)]
     second = store.put_if_match("HEAD.json", b"2", first)
     assert store.put_if_match("HEAD.json", b"3", second)
