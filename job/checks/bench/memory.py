@@ -39,8 +39,8 @@ def peak_megabytes(subject: str, recipe: Recipe, device: torch.device) -> float:
 def main(subject: str, values: str, device_name: str) -> None:
     """Train; print what the GPU's memory held at most, in bytes."""
     recipe, device = Recipe(**json.loads(values)), torch.device(device_name)
-    devices.configure(recipe.deterministic)
     if subject == "job":
+        devices.configure(recipe.deterministic)
         with full(recipe, device, STEPS) as job:
             for _ in range(EPOCHS):
                 job()

@@ -13,7 +13,7 @@ from job import events
 from job.checks.bench import augmenting, floor, memory, operators
 from job.checks.bench.loops import Bare, full
 from job.checks.bench.rounds import interleave, ratio, spread
-from job.checks.bench.stock import Stock, images
+from job.checks.bench.stock import apart, images
 from job.settings import Recipe
 from job.train import device as devices
 
@@ -40,7 +40,8 @@ class Bench:
         with ExitStack() as stack:
             job = stack.enter_context(full(self.recipe, self.device, steps))
             folder = stack.enter_context(images(steps * self.recipe.batch_size))
-            bare, stock = Bare(self.recipe, self.device, steps), Stock(self.recipe, self.device, folder)
+            stock = stack.enter_context(apart(self.recipe, self.device, folder))
+            bare = Bare(self.recipe, self.device, steps)
             measured = interleave({"job": job, "bare": bare, "stock": stock}, self.rounds)
         rate = spread(measured["job"])["median"]
         hours = EPOCHS * EPOCH_IMAGES / rate / 3600
