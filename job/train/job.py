@@ -58,6 +58,8 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     run = Run.open(store, recipe, placement.accept_drift)
     if finished := run.report():
         events.emit("finished", report=run.uri(outputs.REPORT))
+        if not page.is_published(store):  # the storage went away after the report, or the page was deleted
+            events.emit("page", uri=page.publish(store))
         return finished
     attempt = Attempt(run, devices.machine(device), placement, preemption)
     if attempt.outputs:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from job import words
 from job.data.cifar import CIFAR100_SHA256
-from job.store.base import Store
+from job.store.base import AbsentError, Store
 from job.view import curves, leaderboard
 from job.view.answers import ClassResult
 from job.view.attempts import downtimes
@@ -84,6 +84,15 @@ class RunView:
             shares=_shares(run) if alone else [],
             samples=_data_uri(run.samples) if alone and run.samples else None,
         )
+
+
+def is_published(store: Store) -> bool:
+    """Say whether the run in `store` has its page."""
+    try:
+        store.get_range(NAME, 0, 1)
+    except AbsentError:
+        return False
+    return True
 
 
 def publish(store: Store) -> str:

@@ -141,6 +141,17 @@ def test_a_finished_run_is_not_trained_again(finished: tuple[Path, dict[str, Any
     assert (run / "history.jsonl").stat().st_mtime_ns == before
 
 
+def test_a_finished_run_without_its_page_gets_it(
+    finished: tuple[Path, dict[str, Any]], archive: Path
+) -> None:
+    run, report = finished
+    page = run / "report.html"
+    drawn = page.read_bytes()
+    page.unlink()
+    assert train(RECIPE, place(archive, run)) == report
+    assert page.read_bytes() == drawn
+
+
 def test_another_recipe_in_the_same_folder_is_refused_by_name(
     finished: tuple[Path, dict[str, Any]], archive: Path
 ) -> None:
