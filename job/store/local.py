@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from job.store.base import AbsentError, ConflictError, Entry, Item, Part, check_key, is_key
-from job.store.files import exclusive, explain, fsync, scratch, sha256_of
+from job.store.files import exclusive, explain, fsync, scratch, sha256_of, write_durably
 
 LOCK = ".lock"
 LOCK_PATIENCE_SECONDS = 10.0
@@ -100,10 +100,7 @@ class LocalStore:
         path = self._path(key)
         with self._writing(key), scratch(self._root) as work:
             new = work / "new"
-            with new.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_durably(new, data)
             _make_folder(path.parent)
             with self._locked():
                 yield path

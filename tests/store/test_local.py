@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from job.errors import ConfigurationError, MachineError, PermissionRefusedError
 from job.store import files, local
 from job.store.base import AbsentError, TransientError
-from job.store.files import exclusive, explain, scratch
+from job.store.files import exclusive, explain, scratch, write_durably
 from job.store.local import LocalStore
 from tests.disks import tiny_disk
 
@@ -86,6 +87,23 @@ def test_a_full_disk_is_the_machines_fault_and_keeps_what_was_there(tmp_path: Pa
         assert store.get("a").data == b"old"
         assert not list(disk.glob(f"{files.SCRATCH_PREFIX}*"))
         store.put("a", b"new")
+
+
+@pytest.mark.parametrize("block", [4096, 1])  # with 1 the kernel refuses the end of most, written directly
+@pytest.mark.parametrize("size", [0, 2**20 - 1, 2**20, 2**20 + 1, 2**20 + 4096, 3 * 2**20 + 17])
+def test_any_size_is_written_whole(
+    size: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "BLOCK_BYTES", block)
+    data = random.Random(size).randbytes(size)
+    write_durably(tmp_path / "new", data)
+    assert (tmp_path / "new").read_bytes() == data
+
+
+def test_a_large_file_passes_the_page_cache_by(tmp_path: Path) -> None:
+    with (tmp_path / "new").open("xb") as file:
+        assert files._write_directly(file.fileno(), bytes(2**21))
+    assert (tmp_path / "new").read_bytes() == bytes(2**21)
 
 
 def test_access_refused_is_not_absence(nobody: Path) -> None:
