@@ -19,6 +19,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_a_step_uses_the_memory_that_the_one_before_freed() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    assert (
-        int(done.stdout) < 10_000_000 * 4 / 4096
-    )  # the pages of one tensor; cleared anew they are 20 times that
+    pages = 10_000_000 * 4 / 4096  # of a tensor; the second may still find no room in what the first left
+    assert int(done.stdout) < 2 * pages  # 20 * pages where each has its own cleared
