@@ -6,14 +6,17 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from job.checks.bench.floor import Traffic
+from job.checks.bench.loops import excess, full
 from job.checks.bench.rounds import interleave, ratio, spread
 from job.checks.bench.show import lines
+from job.settings import Recipe
 
 
 def test_three_subjects_have_all_their_orders_in_six_rounds() -> None:
@@ -94,6 +97,15 @@ def test_a_step_of_the_job_dispatches_a_third_of_stocks_and_reads_nothing(result
     assert counted["job"]["reads"] == counted["bare"]["reads"] == 0
     assert counted["stock"]["reads"] > 0
     assert counted["bare"]["operators"] < counted["job"]["operators"] <= counted["stock"]["operators"] / 3
+
+
+def test_what_a_checkpoint_takes_is_told_by_the_steps_beside_it(tmp_path: Path) -> None:
+    assert excess([1.0, 1.5, 1.25, 0.75, 1.0], [False, True, True, False, False]) == 0.5 + 0.25
+    recipe = Recipe(depth=10, width=1, batch_size=16, precision="fp32")
+    with full(recipe, torch.device("cpu"), steps=60, every_seconds=0.2, store=str(tmp_path)) as saving:
+        saving()
+    assert len(saving._beside) == len(saving.step_seconds) == 60
+    assert sum(saving._beside) >= len(saving.blocked_seconds) > 0
 
 
 def test_the_text_names_every_part(results: dict) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -78,21 +79,31 @@ class Bare:
 class Full:
     """The job's loop: an attempt at a run, with augmentation, mixup, history, heartbeat and checkpoints.
 
-    `blocked_seconds` are what the training thread spent on each checkpoint.
+    `blocked_seconds` are what the training thread spent on each checkpoint. `lost_seconds` are what a
+    checkpoint took from the training in each epoch that had some: the steps beside one against the median
+    of the others.
     """
 
     def __init__(self, attempt: Attempt, loader: TrainingBatches, recipe: Recipe) -> None:
         self.attempt, self.history = attempt, History()
         self.blocked_seconds: list[float] = []
+        self.lost_seconds: list[float] = []
         self.step_seconds: list[float] = []
+        self._beside: list[bool] = []  # whether a checkpoint was being saved during the step
+        self._saving = False
         self._last = time.perf_counter()
         self.trainer = Trainer(network(recipe, loader.device), loader, recipe, self._after_step)
 
     def __call__(self) -> float:
         """Train an epoch; return images a second."""
+        checkpoints, steps = len(self.blocked_seconds), len(self.step_seconds)
         self._last = started = time.perf_counter()
         self.history.add(self.trainer.train_epoch())
         self.trainer.next_epoch()
+        checkpoints = len(self.blocked_seconds) - checkpoints
+        beside = self._beside[steps:]
+        if checkpoints and not all(beside):
+            self.lost_seconds.append(excess(self.step_seconds[steps:], beside) / checkpoints)
         images = len(self.trainer.batches) * self.trainer.recipe.batch_size
         return images / (time.perf_counter() - started)
 
@@ -104,6 +115,15 @@ class Full:
             self.blocked_seconds.append(now - began)
         self.step_seconds.append(now - self._last)
         self._last = now
+        before, self._saving = self._saving, not self.attempt.saver.flush(time.monotonic())
+        self._beside.append(before or self._saving)
+
+
+def excess(seconds: Sequence[float], beside: Sequence[bool]) -> float:
+    """Return how much longer the steps `beside` something took than the others' median, in all."""
+    pairs = list(zip(seconds, beside, strict=True))
+    usual = statistics.median(taken for taken, marked in pairs if not marked)
+    return sum(taken - usual for taken, marked in pairs if marked)
 
 
 @contextmanager

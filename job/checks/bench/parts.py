@@ -12,7 +12,7 @@ import torch
 from job import events
 from job.checks.bench import augmenting, floor, memory, operators
 from job.checks.bench.loops import Bare, full
-from job.checks.bench.rounds import interleave, ratio, spread
+from job.checks.bench.rounds import interleave, ratio, spread, with_mean
 from job.checks.bench.stock import apart, images
 from job.settings import Recipe
 from job.train import device as devices
@@ -78,6 +78,7 @@ class Bench:
             "steps": steps,
             "images_per_second": {name: spread(rates) for name, rates in measured.items()},
             "saving_to_plain": ratio(measured, "saving", "plain"),
+            "lost_seconds": with_mean(saving.lost_seconds[1:]),
             "blocked_seconds": spread(saving.blocked_seconds),
             "copy_seconds": spread(copies),
         }

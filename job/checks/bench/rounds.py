@@ -50,7 +50,11 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def ratio(measured: Measured, one: str, other: str) -> dict[str, Any]:
-    """Return the spread of `one` over `other`, paired by round, with the mean and its 95 % half width."""
-    ratios = [a / b for a, b in zip(measured[one], measured[other], strict=True)]
-    mean = estimate(ratios)
-    return {**spread(ratios), "mean": mean.mean, "half_width": mean.half_width}
+    """Return `with_mean` of `one` over `other`, paired by round."""
+    return with_mean([a / b for a, b in zip(measured[one], measured[other], strict=True)])
+
+
+def with_mean(values: list[float]) -> dict[str, Any]:
+    """Return the spread of `values` with their mean and its 95 % half width, None for a single one."""
+    mean = estimate(values)
+    return {**spread(values), "mean": mean.mean, "half_width": mean.half_width}

@@ -42,9 +42,10 @@ def _cost(loop: dict[str, Any]) -> list[str]:
 def _blocked(saving: dict[str, Any]) -> list[str]:
     blocked, copy = saving["blocked_seconds"], saving["copy_seconds"]
     return [
+        f"{'seconds lost':<20}{_with_mean(saving['lost_seconds'])} a checkpoint, by the steps beside it",
         f"the training thread is blocked for {blocked['median'] * 1e3:.0f} ms "
         f"({blocked['low'] * 1e3:.0f} to {blocked['high'] * 1e3:.0f}, n = {blocked['n']}), "
-        f"the copy alone takes {copy['median'] * 1e3:.0f} ms"
+        f"the copy alone takes {copy['median'] * 1e3:.0f} ms",
     ]
 
 
@@ -57,10 +58,14 @@ def _rates(part: str, values: dict[str, Any]) -> list[str]:
         shown.append(f"{part if not shown else '':<13}{name:<12}{_spread(rate, ',.0f')} images/s")
     for name, compared in values.items():
         if "_to_" in name:
-            half = compared["half_width"]
-            interval = "" if half is None else f", mean {compared['mean']:.3f} ± {half:.3f} (95 %)"
-            shown.append(f"{'':<13}{name.replace('_to_', ' / '):<20}{_spread(compared, '.3f')}{interval}")
+            shown.append(f"{'':<13}{name.replace('_to_', ' / '):<20}{_with_mean(compared)}")
     return shown
+
+
+def _with_mean(values: dict[str, Any]) -> str:
+    half = values["half_width"]
+    interval = "" if half is None else f", mean {values['mean']:.3f} ± {half:.3f} (95 %)"
+    return _spread(values, ".3f") + interval
 
 
 def _spread(values: dict[str, Any], form: str) -> str:
