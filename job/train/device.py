@@ -100,7 +100,7 @@ def _keep_freed_memory() -> None:
     """Have the C library keep what is freed for what comes next.
 
     glibc gives the large tensors of a step on the processor back to the system, which clears their pages
-    for the next step: 7 % of it at k = 6, 15 % at k = 1.
+    for the next step: 7 % of it at k = 6, 14 % at k = 1.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc
