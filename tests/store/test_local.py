@@ -100,7 +100,7 @@ def test_any_size_is_written_whole(
     assert (tmp_path / "new").read_bytes() == data
 
 
-def test_a_large_file_passes_the_page_cache_by(tmp_path: Path) -> None:
+def test_a_large_file_is_written_directly(tmp_path: Path) -> None:
     with (tmp_path / "new").open("xb") as file:
         assert files._write_directly(file.fileno(), bytes(2**21))
     assert (tmp_path / "new").read_bytes() == bytes(2**21)

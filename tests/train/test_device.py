@@ -22,7 +22,5 @@ print(steps())
 
 def test_a_step_uses_the_memory_that_the_one_before_freed() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    pages = (
-        10_000_000 * 4 / 4096
-    )  # of one tensor; given back to the system, each of the 20 has its own cleared
-    assert int(done.stdout) < pages
+    pages_of_one = 10_000_000 * 4 / 4096
+    assert int(done.stdout) < pages_of_one  # given back to the system, each of the 20 has its own cleared

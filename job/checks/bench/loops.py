@@ -96,16 +96,16 @@ class Full:
 
     def __call__(self) -> float:
         """Train an epoch; return images a second."""
-        checkpoints, steps = len(self.blocked_seconds), len(self.step_seconds)
+        saved, stepped = len(self.blocked_seconds), len(self.step_seconds)
         self._last = started = time.perf_counter()
         self.history.add(self.trainer.train_epoch())
         self.trainer.next_epoch()
-        checkpoints = len(self.blocked_seconds) - checkpoints
-        beside = self._beside[steps:]
-        if checkpoints and not all(beside):
-            self.lost_seconds.append(excess(self.step_seconds[steps:], beside) / checkpoints)
         images = len(self.trainer.batches) * self.trainer.recipe.batch_size
-        return images / (time.perf_counter() - started)
+        rate = images / (time.perf_counter() - started)
+        checkpoints, beside = len(self.blocked_seconds) - saved, self._beside[stepped:]
+        if checkpoints and not all(beside):
+            self.lost_seconds.append(excess(self.step_seconds[stepped:], beside) / checkpoints)
+        return rate
 
     def _after_step(self) -> None:
         offered, began = self.attempt.saver.last_offer, time.perf_counter()

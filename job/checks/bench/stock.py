@@ -117,10 +117,10 @@ def apart(recipe: Recipe, device: torch.device, folder: Path) -> Iterator[Callab
     there.close()
 
     def measure() -> float:
-        here.send(None)
         try:
+            here.send(None)
             return float(here.recv())
-        except EOFError:
+        except (EOFError, BrokenPipeError):
             raise RuntimeError("the process that measures stock fastai has ended: see above") from None
 
     try:
