@@ -20,8 +20,8 @@ import torch
 
 from job.checks.bench.rounds import spread
 from job.checks.child import Event, named, started
-from job.resume.preemption import Preemption
-from job.train import device as devices
+from job.machine import device as devices
+from job.machine.preemption import Preemption
 from tests.servers import SeaweedFS
 
 BUCKET = "bench"

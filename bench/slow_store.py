@@ -24,8 +24,8 @@ import torch
 from job import events
 from job.checks.bench.loops import NEVER, Full, full
 from job.checks.bench.rounds import order, spread
+from job.machine import device as devices
 from job.settings import Recipe
-from job.train import device as devices
 from tests.servers import FaultProxy, SeaweedFS
 
 BUCKET = "bench"

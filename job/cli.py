@@ -14,7 +14,7 @@ import click
 from job.commands import bench, data, doctor, evaluate, report, score, selftest, status, submit, train
 from job.commands.options import option
 from job.errors import JobError, MachineError, PreemptedError
-from job.resume.preemption import Preemption
+from job.machine.preemption import Preemption
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

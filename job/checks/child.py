@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from job.errors import JobError
-from job.resume.preemption import Preemption
+from job.machine.preemption import Preemption
 
 PATIENCE_SECONDS = 600.0  # that a process may say nothing; a start takes 12 s, an outage is told as it lasts
 PR_SET_PDEATHSIG = 1  # prctl(2)

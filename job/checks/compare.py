@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from job.errors import DataError
+from job.run import outputs
 from job.store import Store
-from job.train import outputs
 
 MEASURED = (
     "report.run",

@@ -17,7 +17,7 @@ from job.checks.compare import Result
 from job.data import demo
 from job.data.pack import write_archive
 from job.errors import JobError
-from job.resume.preemption import Preemption
+from job.machine.preemption import Preemption
 from job.store import Store, local_path, open_store
 
 ARCHIVE = "data.tar.gz"

@@ -20,8 +20,8 @@ from job.checks.compare import Result, differences
 from job.checks.kills import PHASES, Kill, Place, place, plan
 from job.checks.laboratory import Laboratory, laboratory
 from job.errors import DataError, FencedError, JobError
-from job.resume import checkpoints
-from job.resume.preemption import Preemption
+from job.machine.preemption import Preemption
+from job.run import checkpoints
 from job.store import Store, local_path
 
 SHOWN = 5  # differences in one error

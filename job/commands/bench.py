@@ -9,7 +9,7 @@ import click
 
 from job import settings
 from job.commands.options import SECONDS, device_option, json_option, option
-from job.resume.preemption import Preemption
+from job.machine.preemption import Preemption
 
 PARTS = ("loop", "augmentation", "operators", "memory", "floor", "determinism", "checkpoints")
 ON_CPU, ON_GPU = 64, 256  # images a batch
@@ -57,7 +57,7 @@ def bench(
     with preemption.deferred():
         from job.checks.bench import parts as measure
         from job.checks.bench import show
-        from job.train import device as devices
+        from job.machine import device as devices
 
     chosen = devices.choose("any" if device == "auto" else device)
     if compile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from job.commands.options import device_option, option
-from job.resume.preemption import Preemption
+from job.machine.preemption import Preemption
 
 EXAMPLES = """\b
 Examples:
@@ -34,7 +34,7 @@ def selftest(
 
     with preemption.deferred():
         from job.checks import selftest as checks
-        from job.train import device as devices
+        from job.machine import device as devices
 
     seed = secrets.randbelow(2**32) if seed is None else seed
     chosen = devices.choose("any" if device == "auto" else device)

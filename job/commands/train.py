@@ -22,7 +22,7 @@ from job.commands.options import (
     sources,
     store_cache_option,
 )
-from job.resume.preemption import Preemption
+from job.machine.preemption import Preemption
 
 EXAMPLES = """\b
 Examples:

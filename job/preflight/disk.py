@@ -13,7 +13,7 @@ from job.data.download import kept
 from job.errors import MachineError, PermissionRefusedError
 from job.preflight.check import Check, ok
 from job.preflight.storage import RUNS
-from job.resume.prune import KEPT
+from job.run.prune import KEPT
 from job.settings import DEMO_DATA, Placement, Recipe
 from job.store import local_path
 from job.store.local import LocalStore

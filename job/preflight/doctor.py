@@ -32,8 +32,8 @@ def examine(recipe: Recipe, placement: Placement, store_cache: str | None) -> li
 
 
 def _look_at_device(recipe: Recipe, requested: str) -> list[Check]:
+    from job.machine import device as devices
     from job.preflight import gpu  # PyTorch takes a second or two, in which the network answers
-    from job.train import device as devices
 
     try:
         device = devices.choose(requested)

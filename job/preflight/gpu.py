@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from job.errors import ConfigurationError
+from job.machine import device as devices
+from job.machine import driver
 from job.preflight.check import Check, ok
-from job.train import device as devices
-from job.train import driver
 
 GIB = 2**30
 

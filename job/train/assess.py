@@ -9,10 +9,10 @@ import torch
 
 from job.data.dataset import prepare
 from job.errors import ConfigurationError
+from job.machine import device as devices
 from job.network import weights
+from job.run import outputs
 from job.store import open_store
-from job.train import device as devices
-from job.train import outputs
 from job.train.evaluate import predict
 from job.train.loader import Images, Normalisation
 

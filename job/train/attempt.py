@@ -12,19 +12,19 @@ from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, FencedError, JobError, MachineError, PreemptedError
-from job.resume.checkpoints import Checkpoint, Checkpoints
-from job.resume.claims import lineage
-from job.resume.heartbeat import Beat, Heartbeat, unsaved_seconds
-from job.resume.notices import NoticePoller
-from job.resume.preemption import Preemption
-from job.resume.saver import Saver
-from job.resume.state import TrainingState
-from job.resume.unsaved import Unsaved
+from job.machine.notices import NoticePoller
+from job.machine.preemption import Preemption
+from job.run.checkpoints import Checkpoint, Checkpoints
+from job.run.claims import lineage
+from job.run.drift import drift
+from job.run.heartbeat import Beat, Heartbeat, unsaved_seconds
+from job.run.history import History
+from job.run.outputs import HistoryCopy, Run
+from job.run.saver import Saver
+from job.run.state import TrainingState
+from job.run.unsaved import Unsaved
 from job.settings import Placement
 from job.store.retry import patiently
-from job.train.drift import drift
-from job.train.history import History
-from job.train.outputs import HistoryCopy, Run
 from job.train.trainer import Trainer
 
 STATE = "state.pt"

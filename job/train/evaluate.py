@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +38,22 @@ class Predictions:
     def accuracy(self) -> float:
         """Share of correct images."""
         return self.correct / len(self.labels)
+
+    def encode(self, classes: Sequence[str], superclasses: Sequence[str]) -> bytes:
+        """Return an npz of label [N], prediction [N] and top_five [N, 5] (best first), all int64.
+
+        classes [C] and superclasses [C] ([0] where unknown), as text, name what the numbers mean.
+        """
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            label=self.labels.numpy(),
+            prediction=self.logits.argmax(1).numpy(),
+            top_five=self.logits.topk(min(5, self.logits.shape[1])).indices.numpy(),
+            classes=np.array(classes, np.str_),
+            superclasses=np.array(superclasses, np.str_),
+        )
+        return buffer.getvalue()
 
 
 def predict(

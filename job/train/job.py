@@ -14,17 +14,17 @@ from torch import nn
 from job import events
 from job.data.dataset import prepare
 from job.data.store_cache import place
+from job.machine import device as devices
+from job.machine.preemption import Preemption
 from job.network.weights import NetworkInfo
 from job.preflight import start as preflight
 from job.progress import Plan, Progress
-from job.resume.preemption import Preemption
+from job.run import outputs
+from job.run.history import History
+from job.run.outputs import Run
 from job.settings import Placement, Recipe
 from job.store import open_store
-from job.train import device as devices
-from job.train import outputs
 from job.train.attempt import Attempt
-from job.train.history import History
-from job.train.outputs import Run
 from job.train.schedule import one_cycle
 from job.train.startup import Startup
 from job.train.summary import conclude

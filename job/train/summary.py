@@ -9,17 +9,18 @@ import torch
 from torch import nn
 
 from job.data.dataset import PreparedData
+from job.machine import device as devices
+from job.machine.environment import environment
 from job.network import weights
 from job.network.weights import NetworkInfo
+from job.run import outputs
+from job.run.history import History
+from job.run.outputs import Run
 from job.score import report as reports
 from job.score.rules import score
 from job.settings import Recipe
-from job.train import device as devices
-from job.train import outputs, preview
-from job.train.environment import environment
+from job.train import preview
 from job.train.evaluate import Predictions
-from job.train.history import History
-from job.train.outputs import Run
 
 
 def conclude(
@@ -37,7 +38,7 @@ def conclude(
     dataset = data.dataset
     files = {
         outputs.WEIGHTS: weights.save(network, info),
-        outputs.PREDICTIONS: outputs.encode_predictions(predictions, dataset.classes, dataset.superclasses),
+        outputs.PREDICTIONS: predictions.encode(dataset.classes, dataset.superclasses),
         outputs.HISTORY: history.encode(),
         outputs.SAMPLES: preview.sheet(dataset.train, len(dataset.classes), recipe),
     }

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from job import events
 from job.errors import ConfigurationError
-from job.resume.state import TrainingState, copy_off, optimizer_state, restore_optimizer
+from job.run.state import TrainingState, copy_off, optimizer_state, restore_optimizer
 from job.settings import Recipe
 from job.train.callbacks import LossScale, LossSum, OneCycle, StepHook
 from job.train.loader import TrainingBatches

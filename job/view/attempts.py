@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from job.resume import heartbeat
+from job.run import heartbeat
 from job.store.base import Store
 
 REASONS = {

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import jsonschema
 
 from job.errors import DataError
-from job.resume import claims
+from job.run import claims
 from job.score import report as reports
 from job.store.base import AbsentError, Store
 from job.view import status

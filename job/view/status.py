@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from job.errors import DataError
-from job.resume import heartbeat
-from job.resume.checkpoints import latest
-from job.resume.claims import lineage
-from job.resume.heartbeat import Beat
+from job.run import heartbeat
+from job.run.checkpoints import latest
+from job.run.claims import lineage
+from job.run.heartbeat import Beat
 from job.store.base import AbsentError, Store
 from job.words import duration
 

@@ -19,7 +19,7 @@ from job.checks.kills import LATE, PHASES, Kill, Place, place, plan
 from job.checks.laboratory import laboratory
 from job.checks.selftest import prove_same_bits
 from job.errors import DataError
-from job.resume.preemption import Preemption
+from job.machine.preemption import Preemption
 from job.store import open_store
 
 EPOCHS = 2

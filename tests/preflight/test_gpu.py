@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from job.machine import device as devices
 from job.preflight.gpu import check_device, check_precision, runs_on
-from job.train import device as devices
 
 CPU = torch.device("cpu")
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]

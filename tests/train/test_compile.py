@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from job.checks.child import Child, named, started
-from job.resume.preemption import Preemption
+from job.machine.preemption import Preemption
 from tests.archives import write_archive
 
 CONFIGURATION = 78  # the README's table

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from job.errors import ConfigurationError, DataError, MachineError
-from job.resume.checkpoints import Checkpoints
-from job.resume.preemption import Preemption
+from job.machine import device as devices
+from job.machine.preemption import Preemption
+from job.run.checkpoints import Checkpoints
 from job.settings import Cycle, Placement, Recipe
 from job.store import open_store
-from job.train import device as devices
 from job.train import job
 from job.train.assess import assess
 from tests.archives import write_archive

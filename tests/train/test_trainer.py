@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from job.network.wide_resnet import wide_resnet
-from job.resume.state import TrainingState
+from job.run.state import TrainingState
 from job.settings import Cycle, Recipe
 from job.train.loader import Images, Normalisation, TrainingBatches
 from job.train.trainer import Trainer, adamw

@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from job.data.cifar import CIFAR100_SHA256
-from job.resume import documents, heartbeat
-from job.resume.claims import Claim
-from job.resume.heartbeat import Beat
+from job.run import documents, heartbeat
+from job.run.claims import Claim
+from job.run.heartbeat import Beat
+from job.run.outputs import Run
 from job.score import report as reports
 from job.settings import Recipe
 from job.store import Store
-from job.train.outputs import Run
 
 START = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 

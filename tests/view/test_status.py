@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from job.errors import ConfigurationError, DataError
-from job.resume import heartbeat
-from job.resume.checkpoints import Checkpoints
-from job.resume.heartbeat import Beat, Heartbeat
+from job.run import heartbeat
+from job.run.checkpoints import Checkpoints
+from job.run.heartbeat import Beat, Heartbeat
 from job.store import Store, open_store
 from job.view import status
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from job.resume.checkpoints import Checkpoints
-from job.resume.heartbeat import Beat, Heartbeat
+from job.run.checkpoints import Checkpoints
+from job.run.heartbeat import Beat, Heartbeat
 from job.store import Store, open_store
 from job.store.base import TransientError
 from job.view.watch import Look, watch

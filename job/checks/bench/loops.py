@@ -14,15 +14,15 @@ import torch
 from torch.nn import functional as F
 
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
+from job.machine import device as devices
+from job.machine.preemption import Preemption
 from job.network.wide_resnet import wide_resnet
-from job.resume.preemption import Preemption
+from job.run.history import History
+from job.run.outputs import Run
 from job.settings import Cycle, Placement, Recipe
 from job.store import open_store
-from job.train import device as devices
 from job.train.attempt import Attempt
-from job.train.history import History
 from job.train.loader import Images, Normalisation, TrainingBatches
-from job.train.outputs import Run
 from job.train.precision import Precision
 from job.train.trainer import Trainer, adamw
 

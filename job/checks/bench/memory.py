@@ -11,8 +11,8 @@ from dataclasses import fields
 import torch
 
 from job.checks.bench.loops import full
+from job.machine import device as devices
 from job.settings import Recipe
-from job.train import device as devices
 
 STEPS, EPOCHS = 10, 3
 

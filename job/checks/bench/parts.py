@@ -14,8 +14,8 @@ from job.checks.bench import augmenting, floor, memory, operators
 from job.checks.bench.loops import Bare, full
 from job.checks.bench.rounds import interleave, ratio, spread, with_mean
 from job.checks.bench.stock import apart, images
+from job.machine import device as devices
 from job.settings import Recipe
-from job.train import device as devices
 
 FEWEST_STEPS, MOST_STEPS = 4, 200
 CHECKPOINT_SECONDS = 10.0

@@ -1,0 +1,241 @@
+"""The checkpoints of a run: one attempt owns it, commits them in order, and the next goes on from the newest.
+
+Keys below the run's prefix:
+
+    claims/<generation>                           who took that generation; the first to write it has it
+    objects/<generation>-<owner>/<sha256>         immutable content
+    manifests/<generation>-<number>.json          immutable: names the objects of one checkpoint
+    HEAD.json                                     the owner and its newest manifest; moved by compare-and-swap
+
+The largest generation owns the run: there is no lease and no clock. A checkpoint is written objects first,
+then manifest, then HEAD, so whatever HEAD names is whole.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from job import events
+from job.errors import ConfigurationError, DataError, FencedError, JobError
+from job.run import claims, head, restore
+from job.run.head import Head
+from job.run.manifest import Checkpoint, Manifest, describe, read
+from job.run.prune import KEPT, Pruner, named
+from job.store.base import ConflictError, Store
+
+__all__ = ["Checkpoint", "Checkpoints", "Manifest", "latest"]
+
+
+class Checkpoints:
+    """An attempt's hold on a run. For one thread at a time."""
+
+    def __init__(self, store: Store, fingerprint: str, claim: claims.Claim) -> None:
+        self._store = store
+        self._fingerprint = fingerprint
+        self._claim = claim
+        self._head_version: str | None = None
+        self._number = 0  # of the last manifest tried
+        self._written: set[str] = set()  # objects that are surely in the store
+        self._kept: list[Manifest] = []  # newest first; the first is HEAD's
+        self._bad: frozenset[str] = frozenset()
+        self._littered = True  # there may be more in the store than this attempt knows of
+
+    @property
+    def generation(self) -> int:
+        """The attempt's number, larger than every earlier one's."""
+        return self._claim.generation
+
+    @property
+    def owner(self) -> str:
+        """A random token of the attempt."""
+        return self._claim.owner
+
+    @classmethod
+    def claim(
+        cls, store: Store, fingerprint: str, attempt: dict[str, Any]
+    ) -> tuple[Checkpoints, Checkpoint | None]:
+        """Take the run over from whoever has it; return it and the newest checkpoint, None if there is none.
+
+        `attempt` says who this is (started, host, device). An attempt that still runs is stopped by its next
+        commit. Raises DataError when there are checkpoints and none verifies (HEAD stays as it is),
+        ConfigurationError when the run is of another fingerprint, FencedError when a newer attempt has it.
+        """
+        claim = claims.take_next(store, secrets.token_hex(8), attempt)
+        self = cls(store, fingerprint, claim)
+        try:
+            checkpoint = self._take_over()
+        except (DataError, ConfigurationError, FencedError):
+            self.end("refused")
+            raise
+        self._claim = replace(claim, resumed=self._position)
+        self._claim.save(store)
+        return self, checkpoint
+
+    def commit(
+        self,
+        objects: dict[str, bytes],
+        *,
+        epoch: int,
+        step: int,
+        position: int,
+        metrics: dict[str, Any],
+        finished: bool = False,
+    ) -> Manifest:
+        """Write a checkpoint; when this returns, the next attempt goes on from it or a later one.
+
+        Raises FencedError when a newer attempt has the run (nothing is deleted then), and the store's errors,
+        after which another commit may be tried.
+        """
+        manifest = Manifest(
+            fingerprint=self._fingerprint,
+            epoch=epoch,
+            step=step,
+            position=position,
+            finished=finished,
+            metrics=metrics,
+            parent=self._kept[0].key if self._kept else None,
+            **self._signature(objects),
+        )
+        try:
+            self._write(manifest, objects)
+            self._move(manifest)
+        except BaseException:
+            self._littered = True
+            raise
+        self._kept.insert(0, manifest)
+        self._littered |= finished  # a last look for what a fenced attempt wrote since the first
+        self._prune()
+        return manifest
+
+    def end(self, reason: str) -> None:
+        """Record why this attempt ends, such as "finished" or "preempted"."""
+        self._claim = self._claim.ended(reason, self._position)
+        self._claim.save(self._store)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Return all attempts so far, see `claims.lineage`."""
+        return claims.lineage(self._store)
+
+    @property
+    def _position(self) -> int:
+        return self._kept[0].position if self._kept else 0
+
+    def _take_over(self) -> Checkpoint | None:
+        while True:
+            try:
+                return self._resume()
+            except ConflictError:
+                # A live attempt moves HEAD faster than a checkpoint loads: stop it, then load in peace.
+                self._stop_others()
+
+    def _resume(self) -> Checkpoint | None:
+        found = restore.newest(self._store, self._fingerprint)
+        if found.seen.head:
+            self._raise_if_fenced(found.seen.head.generation)
+        self._head_version, self._bad = found.seen.version, found.skipped
+        checkpoint = found.checkpoint
+        if checkpoint and not (found.seen.head and found.seen.head.manifest == checkpoint.manifest.key):
+            # The attempt before may be deleting what HEAD does not name: make it this one's own.
+            checkpoint = self._copy(checkpoint)
+        self._swap(checkpoint.manifest if checkpoint else None)
+        self._kept = [checkpoint.manifest] if checkpoint else []
+        return checkpoint
+
+    def _stop_others(self) -> None:
+        seen = head.read(self._store)
+        if seen.head:
+            self._raise_if_fenced(seen.head.generation)
+            ours = replace(seen.head, generation=self.generation, owner=self.owner)
+            with suppress(ConflictError):
+                head.swap(self._store, ours, seen.version)
+
+    def _copy(self, checkpoint: Checkpoint) -> Checkpoint:
+        old, objects = checkpoint.manifest, checkpoint.objects
+        manifest = replace(old, parent=old.key, **self._signature(objects))
+        self._write(manifest, objects)
+        return Checkpoint(manifest, objects)
+
+    def _signature(self, objects: dict[str, bytes]) -> dict[str, Any]:
+        """Return the fields that make a manifest this attempt's next."""
+        self._number += 1
+        return {
+            "generation": self.generation,
+            "owner": self.owner,
+            "number": self._number,
+            "objects": {name: describe(data, self.generation, self.owner) for name, data in objects.items()},
+            "saved": claims.now(),
+        }
+
+    def _write(self, manifest: Manifest, objects: dict[str, bytes]) -> None:
+        encoded = manifest.encode()
+        for name, stored in manifest.objects.items():
+            if stored.key not in self._written:
+                self._store.put(stored.key, objects[name])
+                self._written.add(stored.key)
+        events.phase("commit", epoch=manifest.epoch + 1, step=manifest.step)
+        try:
+            self._store.put_if_absent(manifest.key, encoded)
+        except ConflictError:
+            if self._store.get(manifest.key).data != encoded:  # else it is there: the answer was lost
+                raise
+
+    def _swap(self, manifest: Manifest | None) -> None:
+        self._head_version = head.swap(self._store, self._head(manifest), self._head_version)
+
+    def _head(self, manifest: Manifest | None) -> Head:
+        if manifest is None:
+            return Head(self.generation, self.owner, None, 0)
+        return Head(self.generation, self.owner, manifest.key, manifest.position)
+
+    def _move(self, manifest: Manifest) -> None:
+        """Move HEAD to `manifest` unless a newer attempt has the run."""
+        while True:
+            try:
+                self._swap(manifest)
+                return
+            except ConflictError:
+                seen = head.read(self._store)
+            if seen.head:
+                self._raise_if_fenced(seen.head.generation)
+            else:  # somebody has deleted or damaged it, and so who else has claimed the run decides
+                self._raise_if_fenced(max(claims.generations(self._store), default=0))
+            self._head_version = seen.version
+            if seen.head == self._head(manifest):  # it had moved: the answer was lost
+                return
+
+    def _raise_if_fenced(self, generation: int) -> None:
+        if generation > self.generation:
+            host = claims.host(self._store, generation)
+            raise FencedError(
+                f"another attempt (generation {generation} on {host}) has taken {self._store.uri} over",
+                "Let that one finish, or stop it and start this one again",
+            )
+
+    def _prune(self) -> None:
+        """Delete what is no longer needed; a failure is told and made good after the next commit."""
+        pruner = Pruner(self._store, self.generation)
+        self._kept, dropped = self._kept[:KEPT], self._kept[KEPT:]
+        self._written &= named(self._kept)
+        sweep, self._littered = self._littered, True
+        try:
+            if sweep:
+                self._kept = pruner.sweep(self._kept, self._bad)
+            else:
+                pruner.drop(dropped, self._kept)
+            self._littered = False
+        except JobError as error:
+            events.warn("prune_failed", store=self._store.uri, reason=str(error))
+
+
+def latest(store: Store) -> Manifest | None:
+    """Return the manifest that HEAD names, None when it names none; DataError when either is unreadable.
+
+    Claims nothing and checks no objects.
+    """
+    seen = head.read(store)
+    if seen.problem:
+        raise DataError(seen.problem)
+    return read(store, seen.head.manifest) if seen.head and seen.head.manifest else None

@@ -1,0 +1,101 @@
+"""Find the newest checkpoint that verifies, and say aloud what was passed over."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from job import events
+from job.errors import ConfigurationError, DataError
+from job.run import head
+from job.run.manifest import MANIFESTS, Checkpoint, StoredObject, order_of, read
+from job.store.base import AbsentError, ConflictError, Store
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found:
+    """HEAD as it was seen, the newest checkpoint that verifies (None: a fresh run), and those skipped."""
+
+    seen: head.Seen
+    checkpoint: Checkpoint | None
+    skipped: frozenset[str]
+
+
+def newest(store: Store, fingerprint: str) -> Found:
+    """Return the checkpoint that HEAD names, or the newest other one that verifies.
+
+    Raises DataError when there are checkpoints and none verifies, ConfigurationError when the run is of
+    another fingerprint or was written by a later program, ConflictError when a live attempt moves HEAD
+    meanwhile and so may have pruned what was being read.
+    """
+    # Listed first: whatever is in the list was written after a HEAD that is then seen below.
+    listed = [entry.key for entry in store.list(MANIFESTS)]
+    seen = head.read(store)
+    candidates = _candidates(seen, listed)
+    if seen.problem or (candidates and not seen.head):
+        _tell(head.KEY, seen.problem or f"there is no {head.KEY}")
+    skipped: set[str] = set()
+    for key in candidates:
+        try:
+            return Found(seen, load(store, key, fingerprint), frozenset(skipped))
+        except DataError as error:
+            if head.read(store).version != seen.version:
+                raise ConflictError(f"{head.KEY} has moved") from error
+            _tell(key, error.message)
+            skipped.add(key)
+    if candidates or seen.problem:
+        raise DataError(
+            f"{store.uri} holds a run, but none of its {len(candidates)} checkpoints verifies",
+            "Nothing was changed. Put the objects back from a copy, or start anew with another --run",
+        )
+    return Found(seen, None, frozenset())
+
+
+def load(store: Store, key: str, fingerprint: str) -> Checkpoint:
+    """Return the checkpoint of the manifest at `key`, every object checked against its size and SHA-256.
+
+    Raises DataError when something is missing or differs, ConfigurationError for another fingerprint.
+    """
+    manifest = _twice(lambda: read(store, key))
+    if manifest.fingerprint != fingerprint:
+        raise ConfigurationError(
+            f"{store.uri} holds a run of recipe {manifest.fingerprint}, not of {fingerprint}",
+            "Give the options it was started with, or another --run",
+        )
+    objects = {}
+    for name, stored in manifest.objects.items():
+        objects[name] = _twice(partial(_load, store, stored))
+    return Checkpoint(manifest, objects)
+
+
+def _load(store: Store, stored: StoredObject) -> bytes:
+    data = store.get_range(stored.key, 0, stored.bytes + 1).data  # one more shows what has grown
+    if len(data) != stored.bytes or hashlib.sha256(data).hexdigest() != stored.sha256:
+        raise DataError(f"{stored.key} does not have the size and SHA-256 that its manifest states")
+    return data
+
+
+def _twice(verify: Callable[[], T]) -> T:
+    """Try again where bits may have flipped on the way and not in the store."""
+    try:
+        return verify()
+    except AbsentError:
+        raise
+    except DataError:
+        return verify()
+
+
+def _candidates(seen: head.Seen, listed: list[str]) -> list[str]:
+    """HEAD's manifest, then the others from the newest to the oldest; what is no manifest comes last."""
+    named = seen.head.manifest if seen.head else None
+    others = sorted((key for key in listed if key != named), key=lambda key: order_of(key) or (0, 0))
+    return [*([named] if named else []), *reversed(others)]
+
+
+def _tell(key: str, reason: str) -> None:
+    events.warn("checkpoint_skipped", manifest=key, reason=reason)

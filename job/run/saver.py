@@ -1,0 +1,139 @@
+"""Checkpoints in the background: the training thread pays for the copy off the device alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from job import events
+from job.errors import MachineError
+from job.run.state import TrainingState
+from job.store.base import TransientError
+
+RETRY_SECONDS = 5.0  # between attempts to save while the store is out of reach
+
+
+@dataclass(frozen=True)
+class Durable:
+    """The newest state that is safe, and when (time.monotonic()) it had been taken."""
+
+    epoch: int
+    step: int
+    taken: float
+
+
+class Saver:
+    """A thread that commits the newest state it was given: one in flight, one waiting, older ones dropped.
+
+    `commit` serialises, uploads and commits one state; it runs in the thread. While it raises
+    TransientError (the store is out of reach) the newest state is tried again for `budget_seconds` after
+    the last success; any other error, or the end of the budget, is raised by the next `check`.
+    """
+
+    def __init__(
+        self, commit: Callable[[TrainingState], None], every_seconds: float, budget_seconds: float
+    ) -> None:
+        self.commit, self.every_seconds, self.budget_seconds = commit, every_seconds, budget_seconds
+        self.durable: Durable | None = None
+        self.save_seconds = 0.0  # how long the last commit took
+        self.error: Exception | None = None
+        self.last_offer = self.last_success = time.monotonic()
+        self._condition = threading.Condition()
+        self._waiting: tuple[TrainingState, float] | None = None
+        self._busy = self._closed = False
+        self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def due(self) -> bool:
+        """Whether the interval has passed since the last state was offered."""
+        return time.monotonic() - self.last_offer >= self.every_seconds
+
+    def offer(self, state: TrainingState) -> None:
+        """Hand over a state and return at once; it replaces one that still waits."""
+        with self._condition:
+            self.last_offer = time.monotonic()
+            self._waiting = (state, self.last_offer)
+            self._condition.notify_all()
+
+    def check(self) -> None:
+        """Raise what has ended the thread, if anything has."""
+        if self.error is not None:
+            raise self.error
+
+    def flush(self, deadline: float | None = None) -> bool:
+        """Wait until all is saved or `deadline` (time.monotonic()); say whether all is saved."""
+        with self._condition:
+            self._condition.wait_for(
+                lambda: self.error is not None or not (self._busy or self._waiting),
+                None if deadline is None else max(0.0, deadline - time.monotonic()),
+            )
+            return self.error is None and not (self._busy or self._waiting)
+
+    def idle(self, seconds: float = 10.0) -> bool:
+        """Drop what waits and say whether the thread has come to rest within `seconds`."""
+        with self._condition:
+            self._waiting = None
+        self.flush(time.monotonic() + seconds)
+        return not self._busy
+
+    def close(self) -> None:
+        """Let the thread end after what it is doing; what waits is not saved."""
+        with self._condition:
+            self._closed = True
+            self._waiting = None
+            self._condition.notify_all()
+
+    def _run(self) -> None:
+        while (taken := self._take()) is not None:
+            try:
+                self._save(*taken)
+            except Exception as error:
+                self._fail(error)
+                return
+
+    def _take(self) -> tuple[TrainingState, float] | None:
+        with self._condition:
+            self._busy = False
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._closed or self._waiting)
+            if self._closed:
+                return None
+            taken, self._waiting, self._busy = self._waiting, None, True
+            return taken
+
+    def _save(self, state: TrainingState, taken: float) -> None:
+        started = time.monotonic()
+        events.phase("saving", epoch=state.epoch + 1, step=state.step)
+        try:
+            self.commit(state)
+        except TransientError as error:
+            self._put_back(state, taken, error)
+            return
+        self.last_success = time.monotonic()
+        self.save_seconds = self.last_success - started
+        self.durable = Durable(state.epoch, state.step, taken)
+        events.emit("checkpoint", epoch=state.epoch + 1, step=state.step, seconds=round(self.save_seconds, 2))
+
+    def _put_back(self, state: TrainingState, taken: float, error: TransientError) -> None:
+        outage = time.monotonic() - self.last_success
+        if outage > self.budget_seconds:
+            raise MachineError(
+                f"nothing could be saved for {outage:.0f} s ({error.message})",
+                "Run the same command where the storage can be reached",
+            ) from error
+        events.warn("checkpoint_delayed", seconds_since_last=round(outage), reason=error.message)
+        with self._condition:
+            if self._waiting is None:
+                self._waiting = (state, taken)
+            self._condition.wait_for(lambda: self._closed, RETRY_SECONDS)
+
+    def _fail(self, error: Exception) -> None:
+        with self._condition:
+            self.error, self._busy = error, False
+            self._condition.notify_all()
