@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from job.view.evidence import Evidence
-from job.view.statistics import Estimate, estimate
 
 OF_ONE_RUN = ("seed", "identity")
-"""Fields of recipe.json that tell one run of a recipe from another."""
+"""Fields of recipe.json in which two runs of one recipe may differ."""
+
+CONFIDENCE = 0.95
+ENOUGH = 3
+"""Values that an interval needs: for two, Student's t makes it 13 times their standard error."""
+
+MOST_DIFFERENCES = 3  # that a label names
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of `count` values and the half width of its 95 % interval; None for fewer than three values."""
+
+    mean: float
+    half_width: float | None
+    count: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean of independent, roughly normal values and its interval by Student's t."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < ENOUGH:
+        return Estimate(mean, None, count)
+    from scipy.special import stdtrit  # 0.2 s, which a single run does without
+
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
+    return Estimate(mean, quantile * deviation / math.sqrt(count), count)
 
 
 @dataclass(frozen=True)
@@ -30,16 +58,24 @@ class Group:
         return [run.recipe.get("seed") for run in self.runs]
 
 
+def distinct(runs: Sequence[Evidence]) -> list[Evidence]:
+    """Return `runs` without those that are another one again: the same folder, or a copy with its weights."""
+    kept: dict[str, Evidence] = {}
+    for run in runs:
+        kept.setdefault(run.report["weights"]["sha256"] if run.report else run.uri, run)
+    return list(kept.values())
+
+
 def groups(runs: Sequence[Evidence]) -> list[Group]:
     """Return the groups of the finished ones among `runs`, a run named twice counted once."""
-    members: dict[str, dict[str, Evidence]] = {}
-    for run in runs:
+    members: dict[str, list[Evidence]] = {}
+    for run in distinct(runs):
         if run.report:
-            members.setdefault(_without_seed(run), {}).setdefault(run.report["weights"]["sha256"], run)
+            members.setdefault(_without_seed(run), []).append(run)
     recipes = [json.loads(key) for key in members]
     return [
         Group(
-            runs=list(group.values()),
+            runs=group,
             differs=_differences(recipe, recipes),
             accuracy=_estimate(group, lambda report: report["accuracy"]["final"]),
             best=_estimate(group, lambda report: report["accuracy"]["best"]["value"]),
@@ -50,16 +86,33 @@ def groups(runs: Sequence[Evidence]) -> list[Group]:
 
 
 def are_seeds(runs: Sequence[Evidence]) -> bool:
-    """Tell whether `runs` are several of one recipe, so that their mean means something."""
-    return len(runs) > 1 and len({_without_seed(run) for run in runs}) == 1
+    """Return whether `runs` are several of one recipe, so that their mean means something."""
+    return len(distinct(runs)) > 1 and len({_without_seed(run) for run in runs}) == 1
+
+
+def recipe_differences(runs: Sequence[Evidence]) -> dict[str, list[Any]]:
+    """Return the value of each run for every field of the recipe in which they differ."""
+    fields = dict.fromkeys(name for run in runs for name in run.recipe if name != "identity")
+    values = {name: [run.recipe.get(name) for run in runs] for name in fields}
+    return {name: of_runs for name, of_runs in values.items() if any(one != of_runs[0] for one in of_runs)}
 
 
 def labels(runs: Sequence[Evidence]) -> list[str]:
-    """Return what to call each run beside the others: its seed where that is all that differs."""
-    seeds = [run.recipe.get("seed") for run in runs]
-    if are_seeds(runs) and len(set(map(str, seeds))) == len(runs):
-        return [f"seed {seed}" for seed in seeds]
-    return [run.name for run in runs]
+    """Return what to call each run: its folder's name with what its recipe has that another's has not.
+
+    Of more than three differences the number is given. No two labels are equal.
+    """
+    differences = recipe_differences(runs)
+    found: list[str] = []
+    for index, run in enumerate(runs):
+        values = [f"{name} {of_runs[index]}" for name, of_runs in differences.items()]
+        values = [value for value in values if value.replace(" ", "-") != run.name]  # seed-23 of --array
+        if len(values) > MOST_DIFFERENCES:
+            values = [f"{len(values)} differences"]
+        label = f"{run.name} ({', '.join(values)})" if values else run.name
+        repeats = sum(earlier == label or earlier.startswith(f"{label} #") for earlier in found)
+        found.append(f"{label} #{repeats + 1}" if repeats else label)
+    return found
 
 
 def _without_seed(run: Evidence) -> str:
@@ -73,5 +126,5 @@ def _differences(recipe: dict[str, Any], recipes: list[dict[str, Any]]) -> dict[
     }
 
 
-def _estimate(group: dict[str, Evidence], of: Any) -> Estimate:
-    return estimate([of(run.report) for run in group.values()])
+def _estimate(group: Sequence[Evidence], of: Any) -> Estimate:
+    return estimate([of(run.report) for run in group])

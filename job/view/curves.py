@@ -7,13 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 from job.score.report import THRESHOLD
-from job.view.comparison import are_seeds, labels
+from job.view.comparison import ENOUGH, are_seeds, distinct, labels
 from job.view.evidence import Evidence, Record
 from job.view.plots import Plot, Series, line_chart
 from job.words import percent, power_of_ten
 
 STYLES = 8
-"""Colours that are told apart; a ninth run has the first one's again."""
+"""Colours that can be distinguished; a ninth run reuses the first one's."""
 
 
 def charts(runs: Sequence[Evidence]) -> list[Plot]:
@@ -21,7 +21,9 @@ def charts(runs: Sequence[Evidence]) -> list[Plot]:
     runs = [run for run in runs if run.evaluated]
     if not runs:
         return []
-    single, seeds = len(runs) == 1, are_seeds(runs)
+    single = len(runs) == 1
+    seeds = distinct(runs) if are_seeds(runs) and len(distinct(runs)) >= ENOUGH else []
+    of_seeds = [next(index for index, run in enumerate(runs) if run is seed) for seed in seeds]
     breaks = _breaks(runs[0].history) if single else []
     accuracies = _series(runs, "accuracy", "test")
     if single and "holdout_accuracy" in runs[0].evaluated[0]:
@@ -38,7 +40,7 @@ def charts(runs: Sequence[Evidence]) -> list[Plot]:
             label=lambda share: f"{100 * share:.0f} %",
             threshold=(THRESHOLD, "80 %"),
             breaks=breaks,
-            interval=seeds,
+            interval=[accuracies[index] for index in of_seeds],
         ),
         line_chart(
             "Loss" if single else "Test loss",
@@ -46,7 +48,7 @@ def charts(runs: Sequence[Evidence]) -> list[Plot]:
             losses,
             column="test_loss",
             breaks=breaks,
-            interval=seeds,
+            interval=[losses[index] for index in of_seeds],
         ),
         _plain(runs, "images_per_second", "Throughput", breaks, "images/s", from_zero=True),
         _plain(runs, "lr", "Learning rate", breaks, label=power_of_ten, logarithmic=True),
@@ -75,7 +77,7 @@ def _series(runs: Sequence[Evidence], column: str, name: str, style: int = 0) ->
 
 
 def _breaks(history: list[Record]) -> list[float]:
-    """Return where one attempt handed over to the next, between two epochs."""
+    """Return the positions between two epochs where the next attempt resumed."""
     return [
         after["epoch"] - 0.5 for before, after in pairwise(history) if before["attempt"] != after["attempt"]
     ]

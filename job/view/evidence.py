@@ -51,12 +51,17 @@ class Evidence:
 
     @property
     def name(self) -> str:
-        """What to call the run: its identity, or the last part of its address."""
-        return str(self.report["run"]["id"]) if self.report else self.uri.rstrip("/").rpartition("/")[2]
+        """The name of the run's folder: the last part of its address."""
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+    @property
+    def identity(self) -> str:
+        """The run's hash, which recipe.json and report.json hold; empty where neither was found."""
+        return str(self.report["run"]["id"] if self.report else self.recipe.get("identity", ""))
 
     @property
     def evaluated(self) -> list[Record]:
-        """The epochs after which the test set was looked at."""
+        """The epochs after which the network was evaluated on the test set."""
         return [record for record in self.history if "accuracy" in record and "test_loss" in record]
 
 

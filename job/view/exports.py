@@ -1,6 +1,6 @@
 """A run's epochs for other tools: each export is made whole from the history, without gaps or repeats.
 
-However often a run was killed, its history holds every epoch once: it goes on from what a checkpoint holds.
+A run's history holds every epoch once, however often it was killed: a checkpoint holds it too.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ EVENT_FILE = "events.out.tfevents.0.micronet"
 
 
 def csv(runs: Sequence[Evidence]) -> bytes:
-    """Return a line an epoch with the run's name first; what was not measured in an epoch is empty."""
+    """Return a line an epoch, the run's label and hash first; what was not measured in an epoch is empty."""
     text = io.StringIO()
     writer = comma.writer(text, lineterminator="\n")
-    writer.writerow(["run", *COLUMNS])
-    for run in runs:
-        writer.writerows([run.name, *(record.get(name, "") for name in COLUMNS)] for record in run.history)
+    writer.writerow(["run", "id", *COLUMNS])
+    for label, run in zip(labels(runs), runs, strict=True):
+        about = [_no_formula(label), _no_formula(run.identity)]
+        writer.writerows([*about, *(record.get(name, "") for name in COLUMNS)] for record in run.history)
     return text.getvalue().encode()
 
 
@@ -51,6 +52,11 @@ def tensorboard(runs: Sequence[Evidence]) -> dict[str, bytes]:
         name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, start=1)
     ]
     return {f"{folder}/{EVENT_FILE}": _events(run) for folder, run in zip(folders, runs, strict=True)}
+
+
+def _no_formula(text: str) -> str:
+    """Return `text` so that a spreadsheet does not take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _events(run: Evidence) -> bytes:

@@ -20,13 +20,12 @@ from job import words
 from job.data.cifar import CIFAR100_SHA256
 from job.store.base import AbsentError, Store
 from job.view import curves, leaderboard
-from job.view.answers import ClassResult
+from job.view.answers import ClassResult, Heat, heat
 from job.view.attempts import downtimes
-from job.view.comparison import Group, groups, labels
+from job.view.comparison import Group, groups, labels, recipe_differences
 from job.view.evidence import Evidence, read
-from job.view.heat import Heat, heat
 from job.view.layers import Share, shares
-from job.view.standings import Standings, standings
+from job.view.leaderboard import Standings, standings
 from job.view.timeline import Timeline, timeline
 
 NAME = "report.html"
@@ -67,6 +66,7 @@ class RunView:
     heat: Heat | None
     shares: list[Share]
     samples: str | None  # a data: URI
+    on_cifar100: bool  # the data set for which the challenge asks 80 %
 
     @classmethod
     def of(cls, number: int, label: str, run: Evidence, alone: bool) -> RunView:
@@ -83,11 +83,12 @@ class RunView:
             heat=heat(confusion) if confusion else None,
             shares=_shares(run) if alone else [],
             samples=_data_uri(run.samples) if alone and run.samples else None,
+            on_cifar100=run.report is not None and run.report["data"]["sha256"] == CIFAR100_SHA256,
         )
 
 
 def is_published(store: Store) -> bool:
-    """Say whether the run in `store` has its page."""
+    """Return whether the run in `store` has its page."""
     try:
         store.get_range(NAME, 0, 1)
     except AbsentError:
@@ -96,7 +97,7 @@ def is_published(store: Store) -> bool:
 
 
 def publish(store: Store) -> str:
-    """Write the page of the run in `store` beside its report; return its address."""
+    """Write the page of the run in `store` next to its report; return its address."""
     store.put(NAME, render([read(store)]).encode())
     return f"{store.uri}/{NAME}"
 
@@ -121,6 +122,7 @@ def render(runs: Sequence[Evidence]) -> str:
         columns=_columns(runs),
         epochs=max((len(run.history) for run in runs), default=0),
         groups=_groups(runs),
+        recipe_rows=_recipe(runs),
         finished=any(run.report for run in runs),
         standings=_standings(runs),
         leaderboard=leaderboard,
@@ -143,14 +145,25 @@ def _groups(runs: Sequence[Evidence]) -> list[Group]:
 
 def _standings(runs: Sequence[Evidence]) -> Standings | None:
     """Place the finished runs on CIFAR-100; the leaderboard says nothing of another data set's."""
-    reports = [(run.name, run.report) for run in runs if run.report]
-    finished = [(name, report) for name, report in reports if report["data"]["sha256"] == CIFAR100_SHA256]
+    reports = [(label, run.report) for label, run in zip(labels(runs), runs, strict=True) if run.report]
+    finished = [(label, report) for label, report in reports if report["data"]["sha256"] == CIFAR100_SHA256]
     return standings(
         [
-            (name, report["score"]["leaderboard"]["score"], report["accuracy"]["passed"])
-            for name, report in finished
+            (label, report["score"]["leaderboard"]["score"], report["accuracy"]["passed"])
+            for label, report in finished
         ]
     )
+
+
+def _recipe(runs: Sequence[Evidence]) -> list[tuple[str, list[str], bool]]:
+    """Return (field, its value in each run, whether they differ); the differences come first."""
+    differences = recipe_differences(runs)
+    fields = dict.fromkeys((*differences, *(name for run in runs for name in run.recipe)))
+    return [
+        (name, [str(run.recipe.get(name, "not known")) for run in runs], name in differences)
+        for name in fields
+        if name != "identity"
+    ]
 
 
 def _environment(runs: Sequence[Evidence]) -> list[tuple[str, list[str]]]:

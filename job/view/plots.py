@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from job.view.statistics import estimate
+from job.view.comparison import Estimate, estimate
 
 TICKS = 5  # at most, on an axis
 NARROW = 4  # on the x axis, whose labels stand side by side on a phone's 300 pixels
@@ -88,13 +88,12 @@ def line_chart(
     label: Callable[[float], str] = "{:g}".format,
     threshold: tuple[float, str] | None = None,
     breaks: Iterable[float] = (),
-    interval: bool = False,
+    interval: Sequence[Series] = (),
 ) -> Plot:
     """Return the chart of `series`, none of them empty.
 
     `threshold` is (value, label) of a level to reach, `breaks` are epochs. `from_zero` keeps a small change
-    from looking like a large one. `interval` adds the mean of the
-    series and the area of its 95 % interval.
+    from looking like a large one. The mean of the series of `interval` is drawn with its 95 % interval.
     """
     values = [value for one in series for value in one.y] + ([threshold[0]] if threshold else [])
     values += [0.0] if from_zero else []
@@ -115,14 +114,12 @@ def line_chart(
 
     curves = [Shape(one.name, "M" + "L".join(trace(one.x, one.y)), one.style) for one in series]
     band = None
-    if interval:  # over the epochs that all of them have
-        heights = [dict(zip(one.x, one.y, strict=True)) for one in series]
-        common = sorted(set.intersection(*map(set, heights)))
-        spread = [estimate([height[epoch] for height in heights]) for epoch in common]
-        upper = trace(common, [point.mean + (point.half_width or 0) for point in spread])
-        lower = trace(common, [point.mean - (point.half_width or 0) for point in spread])
-        middle = trace(common, [point.mean for point in spread])
-        curves.append(Shape("mean", "M" + "L".join(middle), MEAN))
+    if interval:
+        means = [(epoch, mean) for epoch, mean in _means(interval) if mean.half_width is not None]
+        common = [epoch for epoch, _ in means]
+        upper = trace(common, [mean.mean + (mean.half_width or 0) for _, mean in means])
+        lower = trace(common, [mean.mean - (mean.half_width or 0) for _, mean in means])
+        curves.append(Shape("mean", "M" + "L".join(trace(common, [mean.mean for _, mean in means])), MEAN))
         band = Shape("95 % interval", "M" + "L".join(upper + lower[::-1]) + "Z", MEAN)
     return Plot(
         title=title,
@@ -141,6 +138,13 @@ def line_chart(
 
 MEAN = 9
 """The style of a mean and its interval."""
+
+
+def _means(series: Sequence[Series]) -> list[tuple[int, Estimate]]:
+    """Return (epoch, mean) of the epochs that all of `series` have."""
+    heights = [dict(zip(one.x, one.y, strict=True)) for one in series]
+    common = sorted(set.intersection(*map(set, heights)))
+    return [(epoch, estimate([height[epoch] for height in heights])) for epoch in common]
 
 
 def linear_ticks(low: float, high: float, count: int = TICKS) -> list[float]:

@@ -4,8 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from job.view.answers import MAX_UNPACKED, Answers
-from job.view.heat import heat
+from job.view.answers import MAX_UNPACKED, Answers, heat
 
 LABEL = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3])
 PREDICTION = np.array([0, 0, 1, 1, 1, 1, 2, 3, 0, 2])

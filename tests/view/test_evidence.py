@@ -59,7 +59,7 @@ def test_copied_outputs_are_enough(store: Store, tmp_path: Path) -> None:
     for name in ("report.json", "history.jsonl"):
         copy.put(name, store.get(name).data)
     run = read(copy)
-    assert run.name == report["run"]["id"]
+    assert (run.name, run.identity) == ("copy", report["run"]["id"])
     assert len(run.attempts) == 3
     assert {attempt.lost_seconds for attempt in run.attempts} == {None}
     assert (run.answers, run.samples, run.recipe) == (None, None, {})

@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def test_csv_has_every_epoch_once_and_every_digit(tmp_path: Path) -> None:
     runs = [run(tmp_path / "a", epochs=30, kills=3), run(tmp_path / "b", epochs=10, seed=1)]
     rows = list(csv.DictReader(io.StringIO(exports.csv(runs).decode())))
     assert [int(row["epoch"]) for row in rows] == [*range(1, 31), *range(1, 11)]
-    assert [row["run"] for row in rows] == [runs[0].name] * 30 + [runs[1].name] * 10
+    assert [row["run"] for row in rows] == ["a (seed 22)"] * 30 + ["b (seed 1)"] * 10
+    assert [row["id"] for row in rows] == [runs[0].identity] * 30 + [runs[1].identity] * 10
     assert [float(row["accuracy"]) for row in rows[:30]] == [line["accuracy"] for line in runs[0].history]
     assert {row["holdout_accuracy"] for row in rows} == {""}
 
@@ -52,9 +54,14 @@ def test_tensorboard_reads_back_what_the_history_holds(tmp_path: Path) -> None:
 
 
 def test_names_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
-    hostile = run(tmp_path, epochs=2, run_id="../../etc/passwd")
-    assert list(exports.tensorboard([hostile])) == [f"etc-passwd/{exports.EVENT_FILE}"]
+    hostile = replace(run(tmp_path, epochs=2), uri="s3://bucket/..")
+    assert list(exports.tensorboard([hostile])) == [f"run/{exports.EVENT_FILE}"]
     assert len(exports.tensorboard([hostile, hostile])) == 2
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path: Path) -> None:
+    hostile = replace(run(tmp_path, epochs=1), uri="s3://bucket/=1+1")
+    assert exports.csv([hostile]).splitlines()[1].startswith(b"'=1+1,")
 
 
 def test_the_command_writes_all_of_them(tmp_path: Path) -> None:
@@ -67,5 +74,5 @@ def test_the_command_writes_all_of_them(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert done.output.splitlines()[:2] == ["page.html", "all.csv"]
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.micronet")}
-    assert written == {f"logs/seed-{seed}/{exports.EVENT_FILE}" for seed in (22, 1)}
-    assert "2 runs side by side" in (tmp_path / "page.html").read_text("utf-8")
+    assert written == {f"logs/{name}/{exports.EVENT_FILE}" for name in ("a-seed-22", "b-seed-1")}
+    assert "2 runs compared" in (tmp_path / "page.html").read_text("utf-8")

@@ -97,7 +97,45 @@ def test_five_seeds_show_mean_and_interval(tmp_path: Path) -> None:
     assert "5 seeds (0, 1, 2, 3, 4)" in html
     assert len(Outline(html).all("path", "band")) == 2  # of accuracy and test loss
     for seed in range(5):
-        assert f"seed {seed}</li>" in html
+        assert f"{seed} (seed {seed})</li>" in html
+
+
+def test_a_copy_of_a_run_changes_no_statistic(tmp_path: Path) -> None:
+    runs = [run(tmp_path / str(seed), epochs=9, seed=seed, accuracy=0.8 + seed / 100) for seed in range(3)]
+    once, twice = page.render(runs), page.render([*runs, runs[0]])
+    for pattern in (r'<path class="band[^>]*>', r'<path class="curve k9[^>]*>', r"[\d.]+ % ± [\d.]+"):
+        assert re.findall(pattern, once)
+        assert re.findall(pattern, twice) == re.findall(pattern, once)
+
+
+def test_two_seeds_have_a_mean_and_no_interval(tmp_path: Path) -> None:
+    html = page.render([run(tmp_path / str(seed), epochs=5, seed=seed) for seed in range(2)])
+    assert "mean of 2 seeds" in html
+    assert "±" not in html
+    assert not Outline(html).all("path", "band")
+
+
+def test_runs_have_their_folders_names_and_differences_with_the_hash_next_to_it(tmp_path: Path) -> None:
+    runs = [run(tmp_path / name, epochs=5, seed=seed) for seed, name in enumerate(("first", "second"))]
+    html = page.render(runs)
+    for seed, one in enumerate(runs):
+        label = f"{one.name} (seed {seed})"
+        assert re.search(rf">{re.escape(label)}</a><br><small>{one.identity}</small>", html)
+        assert f"{label}</li>" in html  # the legend
+    alone = page.render(runs[:1])
+    assert "<title>first · micronet</title>" in alone
+    assert f" · {runs[0].identity}</p>" in alone
+
+
+def test_the_recipe_is_shown_and_what_differs_comes_first(tmp_path: Path) -> None:
+    runs = [run(tmp_path / "a", epochs=5), run(tmp_path / "b", epochs=5)]
+    runs[1].recipe["weight_decay"] = 0.25
+    html = page.render(runs)
+    assert re.search(
+        r'<tbody>\s*<tr class="marked"><th scope="row">weight_decay</th><td>0.1</td><td>0.25</td>', html
+    )
+    assert "b (weight_decay 0.25)" in html
+    assert '<th scope="row">mixup_alpha</th><td>0.4</td></tr>' in page.render(runs[:1])
 
 
 def test_another_recipe_is_no_seed_and_has_no_mean(tmp_path: Path) -> None:
@@ -115,10 +153,10 @@ def test_the_same_run_named_twice_is_one_seed(tmp_path: Path) -> None:
 
 def test_the_headline_says_whether_the_run_passes_and_where_it_would_stand(tmp_path: Path) -> None:
     passed = page.render([run(tmp_path / "a", epochs=5, accuracy=0.8)])
-    assert "reaches the 80 % asked for" in passed
+    assert "Reaches the challenge's 80 %" in passed
     assert "28th of 29" in passed
     missed = page.render([run(tmp_path / "b", epochs=5, accuracy=0.7999)])
-    assert "misses the 80 % asked for" in missed
+    assert "Misses the challenge's 80 %" in missed
     assert "79.99 %" in missed
     assert "With 80 % it would be 28th of 29" in missed
 
@@ -128,6 +166,7 @@ def test_a_place_is_given_on_the_leaderboards_own_data_only(tmp_path: Path) -> N
     assert other.report is not None
     other.report["data"]["sha256"] = "0" * 64
     html = page.render([other])
+    assert "Reaches the challenge" not in html
     assert "No place on the 2019 leaderboard" in html
     assert "of 29" not in html
 
@@ -157,7 +196,7 @@ def test_an_unfinished_run_has_a_page(tmp_path: Path) -> None:
     assert "After epoch 20" in html
     assert len(curve_points(html, 0)) == 20
     assert len(Outline(html).all("g", "stop")) == 1
-    assert "There are no predictions yet" in html
+    assert "No predictions yet" in html
     assert "No sheet of samples here" in html
 
 

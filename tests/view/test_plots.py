@@ -58,15 +58,19 @@ def test_a_logarithmic_curve() -> None:
 
 
 def test_mean_and_interval_over_the_epochs_that_all_have() -> None:
-    series = [Series("a", [1, 2, 3], [0.0, 2.0, 9.0]), Series("b", [1, 2], [10.0, 4.0])]
-    chart = line_chart("t", "alt", series, column="c", interval=True)
+    series = [
+        Series("a", [1, 2, 3], [0.0, 2.0, 9.0]),
+        Series("b", [1, 2], [10.0, 4.0]),
+        Series("c", [1, 2], [5.0, 3.0]),
+    ]
+    chart = line_chart("t", "alt", series, column="c", interval=series)
     top, bottom = (float(tick.label) for tick in (chart.y_ticks[-1], chart.y_ticks[0]))
     mean = next(curve for curve in chart.curves if curve.name == "mean")
     heights = [top + y / 1000 * (bottom - top) for _, y in points(mean.path)]
     assert heights == pytest.approx([5, 3], abs=0.02)
     assert chart.band is not None
     upper = points(chart.band.path)[1]
-    half = 12.706 * 1  # t(1) times sqrt(2) / sqrt(2), the values being 2 and 4
+    half = 4.303 / 3**0.5  # t(2) times the standard error, the values being 2, 3 and 4
     assert top + upper[1] / 1000 * (bottom - top) == pytest.approx(3 + half, abs=0.1)
     assert len(points(chart.band.path)) == 4
 

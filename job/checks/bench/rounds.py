@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from job import events
-from job.view.statistics import estimate
+from job.view.comparison import estimate
 
 Subject = Callable[[], float]
 Measured = dict[str, list[float]]
