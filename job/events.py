@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
 import structlog
 
 _format = "human"
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def configure(log_format: str = "human") -> None:
@@ -24,7 +26,7 @@ def configure(log_format: str = "human") -> None:
     else:
         processors += [
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-            _short_numbers,
+            _for_people,
             structlog.dev.ConsoleRenderer(
                 colors=on_terminal() and "NO_COLOR" not in os.environ,
                 pad_event_to=0,
@@ -32,18 +34,29 @@ def configure(log_format: str = "human") -> None:
                 sort_keys=False,
             ),
         ]
-    # stderr is looked up at each event, since a display puts itself in its place.
+    # Looked up at each event, since a display replaces sys.stderr while it is drawn.
     structlog.configure(processors=processors, logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
-def _short_numbers(
-    logger: Any, method: str, fields: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    return {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in fields.items()}
+def _for_people(logger: Any, method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for name, value in fields.items():
+        if isinstance(value, float):
+            fields[name] = f"{value:.5g}"
+        elif isinstance(value, str):
+            fields[name] = printable(value)
+    return fields
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line and safe for a terminal: control characters are written as escapes.
+
+    Text that comes from a server, a bucket or an archive could otherwise move the cursor or set the title.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def on_terminal() -> bool:
-    """Say whether events are read by a person at a terminal, so that a display may be drawn beside them."""
+    """Return whether a person reads the events at a terminal, where a display may be drawn next to them."""
     return _format == "human" and sys.stderr.isatty()
 
 
@@ -59,7 +72,7 @@ def phase(event: str, /, **fields: Any) -> None:
 
 
 def warn(event: str, /, **fields: Any) -> None:
-    """Report something the user should look at although the job goes on."""
+    """Report something the user should check although the job continues."""
     structlog.get_logger().warning(event, **fields)
 
 
@@ -68,4 +81,5 @@ def stopped(cause: str, fix: str, exit_code: int) -> None:
     if _format == "json":
         structlog.get_logger().error("stopped", cause=cause, fix=fix, exit_code=exit_code)
     else:
-        print(f"micronet: {cause}. {fix}".rstrip(), f"(exit code {exit_code})", file=sys.stderr)
+        line = printable(f"micronet: {cause}. {fix}".rstrip())
+        print(line, f"(exit code {exit_code})", file=sys.stderr)

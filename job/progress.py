@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job import events
 from job.words import duration, percent
@@ -62,7 +62,7 @@ class Progress:
         self.plan, self.checkpoint_age = plan, checkpoint_age
         self.done = self.began_with = 0  # steps
         self.started = time.monotonic()
-        self.records: list[dict[str, Any]] = []
+        self.records: list[dict[str, float]] = []
         self.live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -87,7 +87,7 @@ class Progress:
         if self.live is not None:
             self.live.stop()
 
-    def begin_at(self, epoch: int, step: int, records: Iterable[dict[str, Any]] = ()) -> None:
+    def begin_at(self, epoch: int, step: int, records: Iterable[dict[str, float]] = ()) -> None:
         """Count what earlier attempts did; epoch and step from 0, and the records of the whole epochs."""
         self.done = self.began_with = epoch * self.plan.steps_per_epoch + step
         self.records = list(records)
@@ -96,7 +96,7 @@ class Progress:
         """Count a step."""
         self.done += 1
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: dict[str, float]) -> None:
         """Report the record of an epoch, as in `history.jsonl`."""
         events.emit("epoch", **record)
         self.records.append(record)

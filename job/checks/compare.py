@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from job.errors import DataError
-from job.run import outputs
+from job.run import layout
 from job.store import Store
 
 MEASURED = (
@@ -36,11 +36,11 @@ class Result:
     @classmethod
     def read(cls, store: Store) -> Result:
         """Read what was published; DataError where a file is absent or not of the hash in the report."""
-        report = json.loads(store.get(outputs.REPORT).data)
-        for name, key in (("weights", outputs.WEIGHTS), ("predictions", outputs.PREDICTIONS)):
+        report = json.loads(store.get(layout.REPORT).data)
+        for name, key in (("weights", layout.WEIGHTS), ("predictions", layout.PREDICTIONS)):
             if hashlib.sha256(store.get(key).data).hexdigest() != report[name]["sha256"]:
                 raise DataError(f"{store.uri}/{key} does not have the SHA-256 that its report states")
-        lines = store.get(outputs.HISTORY).data.decode().splitlines()
+        lines = store.get(layout.HISTORY).data.decode().splitlines()
         return cls(report, [json.loads(line) for line in lines])
 
 

@@ -21,11 +21,14 @@ from job.checks.kills import PHASES, Kill, Place, place, plan
 from job.checks.laboratory import Laboratory, laboratory
 from job.errors import DataError, FencedError, JobError
 from job.machine.preemption import Preemption
-from job.run import checkpoints
+from job.run import claims, layout
 from job.store import Store, local_path
 
 SHOWN = 5  # differences in one error
-OWN = ("claims/", "heartbeats/")  # there each attempt has one key, and tells its end though it is fenced
+OWN = (
+    f"{layout.CLAIMS}/",
+    f"{layout.HEARTBEATS}/",
+)  # an attempt's own, also when it is fenced
 LATE_REQUEST_SECONDS = 1.0  # within which a store carries out what a killed process had asked for
 
 
@@ -162,7 +165,7 @@ def _hashes(store: Store) -> dict[str, str]:
 
 def _damage_newest(store: Store) -> str:
     """Change a byte in an object of the newest checkpoint; return the manifest's key."""
-    manifest = checkpoints.latest(store)
+    manifest = claims.latest(store)
     if manifest is None:
         raise JobError(f"{store.uri} has no checkpoint after two were said to be durable")
     key = next(iter(manifest.objects.values())).key

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -22,9 +25,11 @@ MAX_SIZE = 1000  # of depth and width, so that a forged file cannot ask for a ne
 class NetworkInfo:
     """What is needed, besides the tensors, to use a network: its shape, classes and normalisation."""
 
-    depth: int
-    width: int
-    classes: tuple[str, ...]
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True)
+
+    depth: Annotated[int, Field(le=MAX_SIZE)]
+    width: Annotated[int, Field(ge=1, le=MAX_SIZE)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     mean: tuple[float, float, float]  # of each channel over the training images, in [0, 1]
     std: tuple[float, float, float]
     data_sha256: str  # of the archive it was trained on
@@ -32,6 +37,9 @@ class NetworkInfo:
     def build(self) -> nn.Sequential:
         """Return the network with fresh weights."""
         return wide_resnet(self.depth, self.width, len(self.classes))
+
+
+_INFO = TypeAdapter(NetworkInfo)
 
 
 def save(network: nn.Module, info: NetworkInfo) -> bytes:
@@ -44,17 +52,24 @@ def save(network: nn.Module, info: NetworkInfo) -> bytes:
 def load(data: bytes) -> tuple[nn.Sequential, NetworkInfo]:
     """Rebuild the network that `save` wrote; no code is read from the file.
 
-    Raises DataError if the file is not one of this program's, or its tensors do not fit its network.
+    Raises DataError if the file is not one of this program's, its tensors do not fit its network, or a
+    weight is not finite. Tensors of another type (a model converted to f16, say) are refused and not
+    converted: the accuracy would be that of other weights.
     """
     try:
         tensors = load_tensors(data)
         info = _info(data)
         with torch.device("meta"):
             network = info.build()
+        for name, expected in network.state_dict().items():
+            if tensors[name].dtype != expected.dtype:
+                raise ValueError(f"{name} is of {tensors[name].dtype} and not of {expected.dtype}")
+            if not bool(tensors[name].isfinite().all()):
+                raise ValueError(f"{name} has values that are not finite")
         network.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, SafetensorError) as error:
         raise DataError(
-            f"these are not weights that this program saved ({type(error).__name__}: {error})",
+            f"these are not weights that this program saved ({type(error).__name__}: {str(error)[:500]})",
             "Name a run's weights.safetensors",
         ) from error
     return network, info
@@ -63,17 +78,7 @@ def load(data: bytes) -> tuple[nn.Sequential, NetworkInfo]:
 def _info(data: bytes) -> NetworkInfo:
     """Read the header, which `safetensors` checks but does not hand out for bytes in memory."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    fields = json.loads(header["__metadata__"][FORMAT])
-    mean, std = (tuple(map(float, fields[name])) for name in ("mean", "std"))
-    if not (
-        len(mean) == len(std) == 3 and 0 < fields["depth"] <= MAX_SIZE and 0 < fields["width"] <= MAX_SIZE
-    ):
-        raise ValueError("the network's description is out of bounds")
-    return NetworkInfo(
-        depth=int(fields["depth"]),
-        width=int(fields["width"]),
-        classes=tuple(map(str, fields["classes"])),
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
-        data_sha256=str(fields["data_sha256"]),
-    )
+    info = _INFO.validate_json(header["__metadata__"][FORMAT])
+    if not all(math.isfinite(value) for value in (*info.mean, *info.std)) or min(info.std) <= 0:
+        raise ValueError("the normalisation is not finite")
+    return info

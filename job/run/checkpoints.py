@@ -1,41 +1,38 @@
-"""The checkpoints of a run: one attempt owns it, commits them in order, and the next goes on from the newest.
-
-Keys below the run's prefix:
-
-    claims/<generation>                           who took that generation; the first to write it has it
-    objects/<generation>-<owner>/<sha256>         immutable content
-    manifests/<generation>-<number>.json          immutable: names the objects of one checkpoint
-    HEAD.json                                     the owner and its newest manifest; moved by compare-and-swap
+"""The checkpoints of a run: one attempt owns it and commits them in order; the next resumes from the newest.
 
 The largest generation owns the run: there is no lease and no clock. A checkpoint is written objects first,
-then manifest, then HEAD, so whatever HEAD names is whole.
+then manifest, then HEAD, so whatever HEAD names is whole. The keys are those of `layout`.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, DataError, FencedError, JobError
-from job.run import claims, head, restore
-from job.run.head import Head
-from job.run.manifest import Checkpoint, Manifest, describe, read
+from job.run import claims, records, restore
+from job.run.lineage import REFUSED, Turn, lineage
 from job.run.prune import KEPT, Pruner, named
+from job.run.records import Claim, End, Head, Manifest, Metrics, StoredObject, Worker
+from job.run.restore import Checkpoint
 from job.store.base import ConflictError, Store
 
-__all__ = ["Checkpoint", "Checkpoints", "Manifest", "latest"]
+MAX_REASON = 1000  # characters of an attempt's end
 
 
 class Checkpoints:
     """An attempt's hold on a run. For one thread at a time."""
 
-    def __init__(self, store: Store, fingerprint: str, claim: claims.Claim) -> None:
+    def __init__(
+        self, store: Store, fingerprint: str, claim: Claim, check: Callable[[Manifest], None]
+    ) -> None:
         self._store = store
         self._fingerprint = fingerprint
         self._claim = claim
+        self._check = check
         self._head_version: str | None = None
         self._number = 0  # of the last manifest tried
         self._written: set[str] = set()  # objects that are surely in the store
@@ -53,25 +50,40 @@ class Checkpoints:
         """A random token of the attempt."""
         return self._claim.owner
 
+    @property
+    def worker(self) -> Worker:
+        """What the attempt's claim says of it."""
+        return self._claim.attempt
+
+    @property
+    def ended(self) -> bool:
+        """Whether the attempt's end has been recorded."""
+        return self._claim.end is not None
+
     @classmethod
     def claim(
-        cls, store: Store, fingerprint: str, attempt: dict[str, Any]
+        cls,
+        store: Store,
+        fingerprint: str,
+        worker: Worker,
+        check: Callable[[Manifest], None] = lambda manifest: None,
     ) -> tuple[Checkpoints, Checkpoint | None]:
-        """Take the run over from whoever has it; return it and the newest checkpoint, None if there is none.
+        """Take the run over from its owner; return it and the newest checkpoint, None if there is none.
 
-        `attempt` says who this is (started, host, device). An attempt that still runs is stopped by its next
-        commit. Raises DataError when there are checkpoints and none verifies (HEAD stays as it is),
-        ConfigurationError when the run is of another fingerprint, FencedError when a newer attempt has it.
+        An attempt that still runs is stopped by its next commit. `check` may refuse the newest checkpoint.
+        Raises DataError when there are checkpoints and none verifies (HEAD stays as it is),
+        ConfigurationError when the run is of another fingerprint, FencedError when a newer attempt has it,
+        and what `check` raises.
         """
-        claim = claims.take_next(store, secrets.token_hex(8), attempt)
-        self = cls(store, fingerprint, claim)
+        claim = claims.take_next(store, secrets.token_hex(8), worker)
+        self = cls(store, fingerprint, claim, check)
         try:
             checkpoint = self._take_over()
         except (DataError, ConfigurationError, FencedError):
-            self.end("refused")
+            self.end(REFUSED)
             raise
-        self._claim = replace(claim, resumed=self._position)
-        self._claim.save(store)
+        self._claim = claim.model_copy(update={"resumed": self._position})
+        claims.save(store, self._claim)
         return self, checkpoint
 
     def commit(
@@ -81,24 +93,26 @@ class Checkpoints:
         epoch: int,
         step: int,
         position: int,
-        metrics: dict[str, Any],
+        checkpoints: int = 0,
         finished: bool = False,
     ) -> Manifest:
-        """Write a checkpoint; when this returns, the next attempt goes on from it or a later one.
+        """Write a checkpoint; when this returns, the next attempt resumes from it or a later one.
 
-        Raises FencedError when a newer attempt has the run (nothing is deleted then), and the store's errors,
-        after which another commit may be tried.
+        `checkpoints` is how many the run then has had. Raises FencedError when a newer attempt has the run
+        (nothing is deleted then), and the store's errors, after which another commit may be tried.
         """
-        manifest = Manifest(
-            fingerprint=self._fingerprint,
-            epoch=epoch,
-            step=step,
-            position=position,
-            finished=finished,
-            metrics=metrics,
-            parent=self._kept[0].key if self._kept else None,
+        fields = {
+            "fingerprint": self._fingerprint,
+            "epoch": epoch,
+            "step": step,
+            "position": position,
+            "finished": finished,
+            "metrics": Metrics(checkpoints=checkpoints),
+            "parent": self._kept[0].key if self._kept else None,
+            "recipe": self._claim.attempt.recipe,
             **self._signature(objects),
-        )
+        }
+        manifest = Manifest.parse(fields, "the checkpoint")
         try:
             self._write(manifest, objects)
             self._move(manifest)
@@ -106,18 +120,19 @@ class Checkpoints:
             self._littered = True
             raise
         self._kept.insert(0, manifest)
-        self._littered |= finished  # a last look for what a fenced attempt wrote since the first
+        self._littered |= finished  # a last sweep for what a fenced attempt wrote since the first
         self._prune()
         return manifest
 
     def end(self, reason: str) -> None:
         """Record why this attempt ends, such as "finished" or "preempted"."""
-        self._claim = self._claim.ended(reason, self._position)
-        self._claim.save(self._store)
+        end = End(reason=events.printable(reason)[:MAX_REASON], ended=records.now(), position=self._position)
+        self._claim = self._claim.model_copy(update={"end": end})
+        claims.save(self._store, self._claim)
 
-    def attempts(self) -> list[dict[str, Any]]:
-        """Return all attempts so far, see `claims.lineage`."""
-        return claims.lineage(self._store)
+    def attempts(self) -> list[Turn]:
+        """Return all attempts so far."""
+        return lineage(self._store)
 
     @property
     def _position(self) -> int:
@@ -137,6 +152,8 @@ class Checkpoints:
             self._raise_if_fenced(found.seen.head.generation)
         self._head_version, self._bad = found.seen.version, found.skipped
         checkpoint = found.checkpoint
+        if checkpoint:
+            self._check(checkpoint.manifest)
         if checkpoint and not (found.seen.head and found.seen.head.manifest == checkpoint.manifest.key):
             # The attempt before may be deleting what HEAD does not name: make it this one's own.
             checkpoint = self._copy(checkpoint)
@@ -145,16 +162,16 @@ class Checkpoints:
         return checkpoint
 
     def _stop_others(self) -> None:
-        seen = head.read(self._store)
+        seen = claims.read_head(self._store)
         if seen.head:
             self._raise_if_fenced(seen.head.generation)
-            ours = replace(seen.head, generation=self.generation, owner=self.owner)
+            ours = seen.head.model_copy(update={"generation": self.generation, "owner": self.owner})
             with suppress(ConflictError):
-                head.swap(self._store, ours, seen.version)
+                claims.swap_head(self._store, ours, seen.version)
 
     def _copy(self, checkpoint: Checkpoint) -> Checkpoint:
         old, objects = checkpoint.manifest, checkpoint.objects
-        manifest = replace(old, parent=old.key, **self._signature(objects))
+        manifest = old.model_copy(update={"parent": old.key, **self._signature(objects)})
         self._write(manifest, objects)
         return Checkpoint(manifest, objects)
 
@@ -165,8 +182,10 @@ class Checkpoints:
             "generation": self.generation,
             "owner": self.owner,
             "number": self._number,
-            "objects": {name: describe(data, self.generation, self.owner) for name, data in objects.items()},
-            "saved": claims.now(),
+            "objects": {
+                name: StoredObject.of(data, self.generation, self.owner) for name, data in objects.items()
+            },
+            "saved": records.now(),
         }
 
     def _write(self, manifest: Manifest, objects: dict[str, bytes]) -> None:
@@ -183,12 +202,11 @@ class Checkpoints:
                 raise
 
     def _swap(self, manifest: Manifest | None) -> None:
-        self._head_version = head.swap(self._store, self._head(manifest), self._head_version)
+        self._head_version = claims.swap_head(self._store, self._head(manifest), self._head_version)
 
     def _head(self, manifest: Manifest | None) -> Head:
-        if manifest is None:
-            return Head(self.generation, self.owner, None, 0)
-        return Head(self.generation, self.owner, manifest.key, manifest.position)
+        key, position = (manifest.key, manifest.position) if manifest else (None, 0)
+        return Head(generation=self.generation, owner=self.owner, manifest=key, position=position)
 
     def _move(self, manifest: Manifest) -> None:
         """Move HEAD to `manifest` unless a newer attempt has the run."""
@@ -197,7 +215,7 @@ class Checkpoints:
                 self._swap(manifest)
                 return
             except ConflictError:
-                seen = head.read(self._store)
+                seen = claims.read_head(self._store)
             if seen.head:
                 self._raise_if_fenced(seen.head.generation)
             else:  # somebody has deleted or damaged it, and so who else has claimed the run decides
@@ -215,7 +233,7 @@ class Checkpoints:
             )
 
     def _prune(self) -> None:
-        """Delete what is no longer needed; a failure is told and made good after the next commit."""
+        """Delete what is no longer needed; a failure is logged and repaired after the next commit."""
         pruner = Pruner(self._store, self.generation)
         self._kept, dropped = self._kept[:KEPT], self._kept[KEPT:]
         self._written &= named(self._kept)
@@ -228,14 +246,3 @@ class Checkpoints:
             self._littered = False
         except JobError as error:
             events.warn("prune_failed", store=self._store.uri, reason=str(error))
-
-
-def latest(store: Store) -> Manifest | None:
-    """Return the manifest that HEAD names, None when it names none; DataError when either is unreadable.
-
-    Claims nothing and checks no objects.
-    """
-    seen = head.read(store)
-    if seen.problem:
-        raise DataError(seen.problem)
-    return read(store, seen.head.manifest) if seen.head and seen.head.manifest else None

@@ -1,126 +1,176 @@
-"""The files of a run: who it is (`recipe.json`), how it went, and what it produced. Each is written whole."""
+"""The files of a run: its identity (`recipe.json`), its history, what it produced; each is written whole."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, DataError
+from job.run import claims, layout, records
+from job.run.records import Epoch, Identity, Manifest
 from job.settings import Recipe
 from job.store.base import AbsentError, ConflictError, Store
 
-RECIPE, HISTORY, WEIGHTS, PREDICTIONS, SAMPLES, REPORT = (
-    "recipe.json",
-    "history.jsonl",
-    "weights.safetensors",
-    "predictions.npz",
-    "samples.png",
-    "report.json",
-)
-
+MAX_REPORT_BYTES = 2**25
 
 SHAPE = ("depth", "width")
 """Fields of the recipe that no run can change."""
 
 
 class Run:
-    """One run's folder or prefix, holding the outputs of one recipe; `identity` is its first fingerprint."""
+    """One run's folder or prefix, holding the outputs of one recipe; `identity` is its first fingerprint.
 
-    def __init__(self, store: Store, recipe: Recipe, identity: str) -> None:
+    Which recipe is the run's now is a field of its newest manifest, where an attempt that has lost the run
+    cannot write. recipe.json is what the run was created with, then a copy for people.
+    """
+
+    def __init__(self, store: Store, recipe: Recipe, identity: str, created: dict[str, Any]) -> None:
         self.store, self.recipe, self.identity = store, recipe, identity
-        self._drifted = False
+        self._created = created  # by recipe.json
+        self._accept_drift = False
 
     @classmethod
     def open(cls, store: Store, recipe: Recipe, accept_drift: bool = False) -> Run:
-        """Claim `store` for `recipe`; raise ConfigurationError if it belongs to another one.
+        """Create the run of `recipe` in `store`, or open it; ConfigurationError if it is another recipe's.
 
-        With `accept_drift` another recipe for the same network goes on with it (see `adopt`).
+        With `accept_drift` another recipe for the same network is accepted; the run keeps its identity.
         """
-        run = cls(store, recipe, recipe.fingerprint)
         with contextlib.suppress(ConflictError):
-            run.store.put_if_absent(RECIPE, run._recipe())
-        found = run._read_json(RECIPE) or {}
-        run.identity = str(found.get("identity", recipe.fingerprint))
-        differences = recipe.differences(found)
-        if differences and not (accept_drift and differences.keys().isdisjoint(SHAPE)):
-            changes = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in differences.items())
-            raise ConfigurationError(
-                f"{run.store.uri} belongs to another recipe: {changes}",
-                "Ask for the same recipe, or give this one its own folder with --run",
-            )
-        run._drifted = bool(differences)
+            store.put_if_absent(layout.RECIPE, _encode(recipe, recipe.fingerprint))
+        name = f"{store.uri}/{layout.RECIPE}"
+        content = records.json_object(records.fetch(store, layout.RECIPE).data, name)
+        found = Identity.parse(content, name)
+        run = cls(store, recipe, found.identity or recipe.fingerprint, found.recipe)
+        run._accept_drift = accept_drift
+        run.check(run._newest())
         return run
 
-    def adopt(self) -> None:
-        """Make the recipe the run's own if it was another; the run keeps its identity."""
-        if self._drifted:
-            self.store.put(RECIPE, self._recipe())
-            self._drifted = False
+    def check(self, newest: Manifest | None) -> None:
+        """Raise ConfigurationError when the run's recipe, by its newest manifest, is another one."""
+        recipe = newest.recipe if newest and newest.recipe else self._created
+        differences = self.recipe.differences(recipe)
+        if differences and not (self._accept_drift and differences.keys().isdisjoint(SHAPE)):
+            changes = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in differences.items())
+            raise ConfigurationError(
+                f"{self.store.uri} belongs to another recipe: {changes}",
+                "Ask for the same recipe, or give this one its own folder with --run",
+            )
 
-    def _recipe(self) -> bytes:
-        return json.dumps({**self.recipe.to_json(), "identity": self.identity}, indent=2).encode()
+    def recipe_copy(self) -> Copy | None:
+        """Return the copy of the recipe that is to be written after a commit, None where it is right."""
+        return Copy(self.store, layout.RECIPE) if self.recipe.differences(self._created) else None
+
+    def encode_recipe(self) -> bytes:
+        """Return the content of recipe.json."""
+        return _encode(self.recipe, self.identity)
 
     def uri(self, name: str) -> str:
         """Return the address of one of the files."""
         return f"{self.store.uri}/{name}"
 
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> bytes | None:
         """Return the report of a finished run, None for one that is not finished."""
-        return self._read_json(REPORT)
+        try:
+            return records.fetch(self.store, layout.REPORT, MAX_REPORT_BYTES).data
+        except AbsentError:
+            return None
 
     def publish(self, outputs: dict[str, bytes]) -> None:
         """Copy a finished run's outputs, by name, to where people look for them; the report comes last."""
         events.phase("publish")
-        for name in sorted(outputs, key=lambda name: name == REPORT):
+        for name in sorted(outputs, key=lambda name: name == layout.REPORT):
             self.store.put(name, outputs[name])
 
     def describe(self, name: str, data: bytes) -> dict[str, str]:
         """Return the report's {uri, sha256} of an output."""
         return {"uri": self.uri(name), "sha256": hashlib.sha256(data).hexdigest()}
 
-    def _read_json(self, name: str) -> dict[str, Any] | None:
+    def _newest(self) -> Manifest | None:
+        """Return HEAD's manifest; None also where it is damaged, since the claim then finds an older one."""
         try:
-            data = self.store.get(name).data
-        except AbsentError:
+            return claims.latest(self.store)
+        except DataError:
             return None
-        try:
-            content = json.loads(data)
-            if not isinstance(content, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise DataError(
-                f"{self.uri(name)} is not what this program wrote ({error})",
-                "Name another folder with --run, or look at what has changed the file",
-            ) from error
-        return content
 
 
-class HistoryCopy:
-    """The `history.jsonl` of a run that is being trained: a copy, for people, of what its checkpoints hold.
+class Copy:
+    """A file of a run that is being trained: a copy, for people, of what its checkpoints hold.
 
     It is replaced only as it was last seen: an attempt that was paused before a write and is fenced by the
     time it wakes up leaves the newer one's alone.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store, self.version = store, self._seen(store)
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+        self.version = self._seen()
+        self._written: bytes | None = None
 
     def write(self, data: bytes) -> None:
-        """Write it, unless somebody else has; to be called after a commit, which says whose the run is."""
+        """Write it, unless another attempt has; call it after a commit, which verifies the ownership."""
+        if data == self._written:
+            return
         try:
             if self.version is None:
-                self.version = self.store.put_if_absent(HISTORY, data)
+                self.version = self.store.put_if_absent(self.name, data)
             else:
-                self.version = self.store.put_if_match(HISTORY, data, self.version)
+                self.version = self.store.put_if_match(self.name, data, self.version)
+            self._written = data
         except ConflictError:
-            self.version = self._seen(self.store)
+            self.version = self._seen()
 
-    @staticmethod
-    def _seen(store: Store) -> str | None:
+    def _seen(self) -> str | None:
         try:
-            return store.get(HISTORY).version
+            return self.store.get_range(self.name, 0, 1).version
         except AbsentError:
             return None
+
+
+class History:
+    """One record an epoch, as the lines of `history.jsonl`."""
+
+    def __init__(self, epochs: Sequence[Epoch] = ()) -> None:
+        self.records = list(epochs)
+
+    def add(self, figures: Mapping[str, float], attempt: int) -> Epoch:
+        """Append the next epoch's record; raise ConfigurationError when its loss is not finite."""
+        last = len(self.records)
+        losses = {name: figures[name] for name in ("train_loss", "test_loss") if name in figures}
+        if not all(map(math.isfinite, losses.values())):
+            raise ConfigurationError(
+                f"the loss of epoch {last + 1} is not finite "
+                f"({', '.join(f'{name} {loss}' for name, loss in losses.items())}); "
+                + (f"epoch {last} was the last good one" if last else "no epoch was good"),
+                "Lower the learning rate in --cycles, or use --precision fp32",
+            )
+        record = Epoch.parse({"epoch": last + 1, "attempt": attempt, **figures}, f"epoch {last + 1}")
+        self.records.append(record)
+        return record
+
+    def best(self) -> dict[str, Any]:
+        """Return the report's best epoch: {value: test accuracy, epoch, selected_on}; the first of equals.
+
+        It is selected on the hold-out where every evaluated epoch had one (a run may change it on its way).
+        """
+        evaluated = [(record.accuracy, record) for record in self.records if record.accuracy is not None]
+        chosen = [(record.holdout_accuracy, record) for _, record in evaluated]
+        on_holdout = [(share, record) for share, record in chosen if share is not None]
+        with_holdout = len(on_holdout) == len(evaluated)
+        _, best = max(on_holdout if with_holdout else evaluated, key=lambda pair: pair[0])
+        return {
+            "value": best.accuracy,
+            "epoch": best.epoch,
+            "selected_on": "holdout" if with_holdout else "test",
+        }
+
+    def encode(self) -> bytes:
+        """Return one JSON object a line."""
+        return b"".join(json.dumps(record.to_json()).encode() + b"\n" for record in self.records)
+
+
+def _encode(recipe: Recipe, identity: str) -> bytes:
+    return json.dumps({**recipe.to_json(), "identity": identity}, indent=2).encode()

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from job.errors import DataError
-from job.run.documents import NewerSchemaError
-from job.run.manifest import MANIFESTS, OBJECTS, Manifest, order_of, read, writer_of
+from job.run import layout
+from job.run.records import Manifest, NewerSchemaError
 from job.store.base import Store
 
 KEPT = 3
@@ -37,8 +37,8 @@ class Pruner:
 
         `bad` are manifests known not to verify. What a later generation wrote is left alone.
         """
-        sizes = {entry.key: entry.size for entry in self.store.list(OBJECTS)}
-        orders = {entry.key: order_of(entry.key) for entry in self.store.list(MANIFESTS)}
+        sizes = {entry.key: entry.size for entry in self.store.list(layout.OBJECTS)}
+        orders = {entry.key: layout.order_of(entry.key) for entry in self.store.list(layout.MANIFESTS)}
         ours = [(order, key) for key, order in orders.items() if order and order[0] <= self.generation]
         known = {manifest.key for manifest in kept}
         for _, key in sorted(ours, reverse=True):
@@ -51,7 +51,7 @@ class Pruner:
                 self.store.delete(key)
         needed = named(kept)
         for key in sizes:
-            writer = writer_of(key)
+            writer = layout.writer_of(key)
             if writer and writer[0] <= self.generation and key not in needed:
                 self.store.delete(key)
         return sorted(kept, key=lambda manifest: manifest.order, reverse=True)
@@ -59,7 +59,7 @@ class Pruner:
     def _whole(self, key: str, sizes: dict[str, int]) -> Manifest | None:
         """Return the manifest if it is readable and its objects are there."""
         try:
-            manifest = read(self.store, key)
+            manifest = Manifest.read(self.store, key)
         except (DataError, NewerSchemaError):
             return None
         there = all(sizes.get(stored.key) == stored.bytes for stored in manifest.objects.values())

@@ -1,4 +1,4 @@
-"""Find the newest checkpoint that verifies, and say aloud what was passed over."""
+"""Find the newest checkpoint that verifies, and log what was skipped."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from typing import TypeVar
 
 from job import events
 from job.errors import ConfigurationError, DataError
-from job.run import head
-from job.run.manifest import MANIFESTS, Checkpoint, StoredObject, order_of, read
+from job.run import claims, layout
+from job.run.records import Manifest, StoredObject
 from job.store.base import AbsentError, ConflictError, Store
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A manifest and its objects' content, by name, verified against it."""
+
+    manifest: Manifest
+    objects: dict[str, bytes]
+
+
+@dataclass(frozen=True)
 class Found:
     """HEAD as it was seen, the newest checkpoint that verifies (None: a fresh run), and those skipped."""
 
-    seen: head.Seen
+    seen: claims.Seen
     checkpoint: Checkpoint | None
     skipped: frozenset[str]
 
@@ -34,19 +42,19 @@ def newest(store: Store, fingerprint: str) -> Found:
     meanwhile and so may have pruned what was being read.
     """
     # Listed first: whatever is in the list was written after a HEAD that is then seen below.
-    listed = [entry.key for entry in store.list(MANIFESTS)]
-    seen = head.read(store)
+    listed = [entry.key for entry in store.list(layout.MANIFESTS)]
+    seen = claims.read_head(store)
     candidates = _candidates(seen, listed)
     if seen.problem or (candidates and not seen.head):
-        _tell(head.KEY, seen.problem or f"there is no {head.KEY}")
+        _log_skipped(layout.HEAD, seen.problem or f"there is no {layout.HEAD}")
     skipped: set[str] = set()
     for key in candidates:
         try:
             return Found(seen, load(store, key, fingerprint), frozenset(skipped))
         except DataError as error:
-            if head.read(store).version != seen.version:
-                raise ConflictError(f"{head.KEY} has moved") from error
-            _tell(key, error.message)
+            if claims.read_head(store).version != seen.version:
+                raise ConflictError(f"{layout.HEAD} has moved") from error
+            _log_skipped(key, error.message)
             skipped.add(key)
     if candidates or seen.problem:
         raise DataError(
@@ -61,7 +69,7 @@ def load(store: Store, key: str, fingerprint: str) -> Checkpoint:
 
     Raises DataError when something is missing or differs, ConfigurationError for another fingerprint.
     """
-    manifest = _twice(lambda: read(store, key))
+    manifest = _twice(lambda: Manifest.read(store, key))
     if manifest.fingerprint != fingerprint:
         raise ConfigurationError(
             f"{store.uri} holds a run of recipe {manifest.fingerprint}, not of {fingerprint}",
@@ -90,12 +98,12 @@ def _twice(verify: Callable[[], T]) -> T:
         return verify()
 
 
-def _candidates(seen: head.Seen, listed: list[str]) -> list[str]:
+def _candidates(seen: claims.Seen, listed: list[str]) -> list[str]:
     """HEAD's manifest, then the others from the newest to the oldest; what is no manifest comes last."""
     named = seen.head.manifest if seen.head else None
-    others = sorted((key for key in listed if key != named), key=lambda key: order_of(key) or (0, 0))
+    others = sorted((key for key in listed if key != named), key=lambda key: layout.order_of(key) or (0, 0))
     return [*([named] if named else []), *reversed(others)]
 
 
-def _tell(key: str, reason: str) -> None:
+def _log_skipped(key: str, reason: str) -> None:
     events.warn("checkpoint_skipped", manifest=key, reason=reason)

@@ -50,6 +50,11 @@ class Saver:
         self._thread.start()
 
     @property
+    def started(self) -> bool:
+        """Return whether the thread has been started."""
+        return self._thread.ident is not None
+
+    @property
     def due(self) -> bool:
         """Whether the interval has passed since the last state was offered."""
         return time.monotonic() - self.last_offer >= self.every_seconds
@@ -67,7 +72,7 @@ class Saver:
             raise self.error
 
     def flush(self, deadline: float | None = None) -> bool:
-        """Wait until all is saved or `deadline` (time.monotonic()); say whether all is saved."""
+        """Wait until all is saved or `deadline` (time.monotonic()); return whether all is saved."""
         with self._condition:
             self._condition.wait_for(
                 lambda: self.error is not None or not (self._busy or self._waiting),
@@ -76,7 +81,7 @@ class Saver:
             return self.error is None and not (self._busy or self._waiting)
 
     def idle(self, seconds: float = 10.0) -> bool:
-        """Drop what waits and say whether the thread has come to rest within `seconds`."""
+        """Drop what waits; return whether the thread has become idle within `seconds`."""
         with self._condition:
             self._waiting = None
         self.flush(time.monotonic() + seconds)

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from job.errors import DataError
+from job.run import layout
 from job.run.state import TrainingState
 from job.store.base import AbsentError
 from job.store.local import LocalStore
@@ -20,7 +21,7 @@ class Unsaved:
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
-        self._store, self._key = LocalStore(folder), f"unsaved-{fingerprint}.pt"
+        self._store, self._key = LocalStore(folder), layout.unsaved(fingerprint)
 
     @property
     def path(self) -> str:
@@ -32,12 +33,12 @@ class Unsaved:
         data = state.encode()
         self._store.put(self._key, hashlib.sha256(data).digest() + data)
 
-    def find(self) -> TrainingState | None:
-        """Return the state, None where there is none or it is damaged."""
+    def find(self, most: int) -> TrainingState | None:
+        """Return the state of at most `most` bytes, None where there is none or it is damaged."""
         try:
             content = self._store.get(self._key).data
             digest, data = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-            return TrainingState.decode(data) if hashlib.sha256(data).digest() == digest else None
+            return TrainingState.decode(data, most) if hashlib.sha256(data).digest() == digest else None
         except (AbsentError, DataError):
             return None
 

@@ -11,7 +11,7 @@ from job.data.dataset import prepare
 from job.errors import ConfigurationError
 from job.machine import device as devices
 from job.network import weights
-from job.run import outputs
+from job.run import layout
 from job.store import open_store
 from job.train.evaluate import predict
 from job.train.loader import Images, Normalisation
@@ -22,7 +22,7 @@ def assess(uri: str, sources: tuple[str, ...], cache: str, requested_device: str
 
     `uri` is a run or a .safetensors file. Raises ConfigurationError when the data is another's.
     """
-    folder, _, name = uri.rpartition("/") if uri.endswith(".safetensors") else (uri, "/", outputs.WEIGHTS)
+    folder, _, name = uri.rpartition("/") if uri.endswith(".safetensors") else (uri, "/", layout.WEIGHTS)
     network, info = weights.load(open_store(folder or ".").get(name).data)
     device = devices.choose(requested_device)
     devices.configure(deterministic=True)

@@ -1,69 +1,136 @@
-"""A process's turn at a run: it claims the run, keeps it while it trains, and says why it ended."""
+"""A process's turn at a run: it claims the run, keeps it while it trains, and records why it ended."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from job import events
-from job.errors import ConfigurationError, FencedError, JobError, MachineError, PreemptedError
+from job.errors import ConfigurationError, DataError, FencedError, JobError, MachineError, PreemptedError
 from job.machine.notices import NoticePoller
 from job.machine.preemption import Preemption
-from job.run.checkpoints import Checkpoint, Checkpoints
-from job.run.claims import lineage
-from job.run.drift import drift
-from job.run.heartbeat import Beat, Heartbeat, unsaved_seconds
-from job.run.history import History
-from job.run.outputs import HistoryCopy, Run
+from job.run import claims, layout, records
+from job.run.checkpoints import Checkpoints
+from job.run.heartbeat import Heartbeat
+from job.run.lineage import FINISHED, Turn, drift, unsaved_seconds
+from job.run.outputs import Copy, History, Run
+from job.run.records import Beat, Worker
+from job.run.restore import Checkpoint
 from job.run.saver import Saver
-from job.run.state import TrainingState
+from job.run.state import TrainingState, largest
 from job.run.unsaved import Unsaved
 from job.settings import Placement
+from job.store import Store
 from job.store.retry import patiently
 from job.train.trainer import Trainer
+from job.view import evidence
 
-STATE = "state.pt"
-"""The training state's name among a checkpoint's objects."""
-
+NEEDED = set(layout.OUTPUTS) - {layout.SAMPLES}
+END_SECONDS = 5.0  # that recording the reason of a failure may take
 FIRST_NOTICE_SECONDS = 2.0  # that a start waits at most for a cloud to say that the machine is going
 
 
 class Attempt:
     """The owner of a run, from its claim on.
 
-    `state` is what training goes on with, None from the start; `outputs` what a finished run left.
-    Raises PreemptedError where the machine is about to go, and what `Checkpoints.claim` raises.
+    `state` is what training resumes from, None at the start; `outputs` what a finished run left.
     """
 
     def __init__(
-        self, run: Run, machine: dict[str, Any], placement: Placement, preemption: Preemption
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        placement: Placement,
+        preemption: Preemption,
+        poller: NoticePoller,
+        history_copy: Copy,
+        recipe_copy: Copy | None,
     ) -> None:
-        self.run, self.store, self.preemption = run, run.store, preemption
+        self.run, self.store, self.checkpoints = run, run.store, checkpoints
+        self.preemption, self.poller = preemption, poller
+        self.history_copy, self.recipe_copy = history_copy, recipe_copy
         self.budget_seconds = placement.storage_budget
         self.unsaved = Unsaved(Path(placement.cache), run.recipe.fingerprint)
-        self.poller = NoticePoller()
-        self.poller.start()
-        self._refuse_doomed_machine()
-        self._tell_drift(machine, placement.exact)
-        started = datetime.now(UTC).isoformat()
-        description = {"host": socket.gethostname(), "started": started, **machine}
-        description["recipe"] = run.recipe.to_json()
-        self.checkpoints, found = Checkpoints.claim(self.store, run.identity, description)
-        self.saved = int(found.manifest.metrics["checkpoints"]) if found else 0  # by all attempts
-        self.outputs = found.objects if found and found.manifest.finished else None
-        self.state = None if self.outputs else self._newest(found)
-        if self.state:
-            events.emit("resume", attempt=self.generation, epoch=self.state.epoch + 1, step=self.state.step)
-        self.history_copy = HistoryCopy(self.store)
+        self.saved = 0  # checkpoints, by all attempts
+        self.state: TrainingState | None = None
+        self.outputs: dict[str, bytes] | None = None
         self.saver = Saver(self._commit, placement.checkpoint_every, placement.storage_budget)
         self.heartbeat = Heartbeat(self.store, self.generation, self._describe)
         self.phase, self.began = "training", time.monotonic()
         self.noticed = False
+
+    @classmethod
+    @contextlib.contextmanager
+    def claim(
+        cls,
+        run: Run,
+        network: nn.Module,
+        machine: dict[str, str | None],
+        placement: Placement,
+        preemption: Preemption,
+    ) -> Iterator[Attempt]:
+        """Take the run over for the block, and record the attempt's end when the block ends.
+
+        `network` bounds the state that is read. Raises PreemptedError where the machine is about to go, and
+        what `Checkpoints.claim` and the block raise.
+        """
+        host, recipe = events.printable(socket.gethostname()), run.recipe.to_json()
+        described = {"host": host, "started": records.now(), "recipe": recipe, **machine}
+        worker = Worker.parse(described, "this attempt")
+        poller = NoticePoller()
+        poller.start()
+        try:
+            _refuse_doomed_machine(poller)
+            _report_drift(run.store, worker, placement.exact)
+            copies = Copy(run.store, layout.HISTORY), run.recipe_copy()
+            checkpoints, found = Checkpoints.claim(run.store, run.identity, worker, run.check)
+            attempt = cls(run, checkpoints, placement, preemption, poller, *copies)
+            try:
+                attempt.resume(found, largest(network.state_dict()))
+                yield attempt
+            except BaseException as error:
+                attempt.fail(error)
+                raise
+        finally:
+            poller.stop()
+
+    def resume(self, found: Checkpoint | None, most: int) -> None:
+        """Take over what the newest checkpoint holds; DataError for a state of more than `most` bytes."""
+        if found:
+            self.saved = found.manifest.metrics.checkpoints
+        if found and found.manifest.finished:
+            self.outputs = _finished(found)
+        else:
+            self.state = self._newest(found, most)
+        if self.state:
+            events.emit("resume", attempt=self.generation, epoch=self.state.epoch + 1, step=self.state.step)
+
+    def fail(self, error: BaseException) -> None:
+        """Record that `error` ends the attempt, unless an end is recorded or the store is what failed."""
+        saved_last = isinstance(error, PreemptedError) and self.saver.started
+        if self.checkpoints.ended or saved_last or isinstance(error, MachineError) or not self.saver.idle():
+            return
+        if isinstance(error, FencedError):
+            reason = "fenced"
+        elif isinstance(error, PreemptedError):
+            reason = "preempted"
+        else:
+            reason = f"failed: {error.message if isinstance(error, JobError) else type(error).__name__}"
+
+        def end() -> None:
+            with contextlib.suppress(JobError):  # the attempt's own error is the one to raise
+                self.checkpoints.end(reason)
+
+        ending = threading.Thread(target=end, name="end", daemon=True)
+        ending.start()
+        ending.join(END_SECONDS)
 
     @property
     def generation(self) -> int:
@@ -83,21 +150,14 @@ class Attempt:
             yield
         except PreemptedError as error:
             raise self._last_save(error) from None
-        except MachineError as error:  # the store is full or out of reach: nothing can be told there
+        except MachineError as error:  # the store is full or out of reach: nothing can be recorded there
             if error is self.saver.error:
                 self.unsaved.keep(self._state())
                 error.message += f"; the state is kept in {self.unsaved.path}"
             raise
-        except JobError as error:
-            if self.saver.idle():
-                self.checkpoints.end(
-                    "fenced" if isinstance(error, FencedError) else f"failed: {error.message}"
-                )
-            raise
         finally:
             self.saver.close()
             self.heartbeat.stop()
-            self.poller.stop()
 
     def after_step(self) -> None:
         """Do what is due between two steps; raise what must end the training here."""
@@ -133,47 +193,19 @@ class Attempt:
         return None if durable is None else time.monotonic() - durable.taken
 
     def lineage(self) -> dict[str, Any]:
-        """Return the report's lineage section, this attempt told as finished, once all is saved."""
+        """Return the report's lineage section, with this attempt as finished, once all is saved."""
         self.saver.flush()
         self.saver.check()
-        attempts = [
-            attempt for attempt in self.checkpoints.attempts() if attempt["generation"] <= self.generation
-        ]
-        attempts[-1] |= {"ended": datetime.now(UTC).isoformat(), "reason": "finished"}
-        lost = [unsaved_seconds(self.store, attempt) for attempt in attempts]
+        turns = [turn for turn in self.checkpoints.attempts() if turn.generation < self.generation]
+        turns.append(Turn(self.generation, self.checkpoints.worker, FINISHED, records.now()))
+        lost = [unsaved_seconds(self.store, turn) for turn in turns]
+        changes = drift([(turn.generation, turn.worker) for turn in turns])
         return {
-            "attempts": [
-                {
-                    name: attempt[name]
-                    for name in ("generation", "started", "ended", "reason", "host", "device")
-                }
-                for attempt in attempts
-            ],
-            "drift": drift(attempts),
+            "attempts": [turn.to_json() for turn in turns],
+            "drift": [change.model_dump() for change in changes],
             "checkpoints": self.saved + 1,
             "lost_seconds": round(sum(lost), 1),
         }
-
-    def _refuse_doomed_machine(self) -> None:
-        notice = self.poller.first_answer(FIRST_NOTICE_SECONDS)
-        if notice is not None:
-            raise PreemptedError(
-                f"this machine will be taken away in {max(0, round(notice.gone - time.monotonic()))} s",
-                "Run the same command on another one",
-            )
-
-    def _tell_drift(self, machine: dict[str, Any], exact: bool) -> None:
-        now = {"generation": 0, **machine, "recipe": self.run.recipe.to_json()}
-        changes = drift([*lineage(self.store)[-1:], now])
-        here = {change["field"]: (change["before"], change["now"]) for change in changes}
-        if here and exact:
-            listed = ", ".join(f"{field} {before!r} -> {now!r}" for field, (before, now) in here.items())
-            raise MachineError(
-                f"this machine is not like the one before: {listed}",
-                "Use the same kind, or leave --exact out",
-            )
-        if here:
-            events.warn("drift", **{field: f"{before} -> {now}" for field, (before, now) in here.items()})
 
     def _last_save(self, reason: PreemptedError) -> PreemptedError:
         """Save what can be saved in time; return the error that names what is durable."""
@@ -204,9 +236,11 @@ class Attempt:
                 f"the weights are not finite in epoch {state.epoch + 1} at step {state.step}; {self._good()}",
                 "Lower the learning rate in --cycles, or use --precision fp32",
             )
-        self._write({STATE: state.encode()}, state.epoch, state.step)
+        self._write({layout.STATE: state.encode()}, state.epoch, state.step)
         self.unsaved.drop()
         self.history_copy.write(History(state.history).encode())
+        if self.recipe_copy:
+            self.recipe_copy.write(self.run.encode_recipe())
 
     def _commit_outputs(self, outputs: dict[str, bytes]) -> None:
         with self.preemption.deferred():
@@ -214,10 +248,19 @@ class Attempt:
             self.phase = "finished"
             self.checkpoints.end("finished")
 
-    def _newest(self, found: Checkpoint | None) -> TrainingState | None:
+    def _newest(self, found: Checkpoint | None, most: int) -> TrainingState | None:
         """Return the state that is further on: of the newest checkpoint, or what no store would take."""
-        state = TrainingState.decode(found.objects[STATE]) if found else None
-        kept = self.unsaved.find()
+        state = None
+        if found:
+            if layout.STATE not in found.objects:
+                raise DataError(f"{found.manifest.key} is a checkpoint without {layout.STATE}")
+            state = TrainingState.decode(found.objects[layout.STATE], most)
+            if state.epoch != len(state.history):
+                raise DataError(
+                    f"{found.manifest.key} is of epoch {state.epoch + 1} and has the history of "
+                    f"{len(state.history)} epochs"
+                )
+        kept = self.unsaved.find(most)
         if kept and (state is None or (kept.epoch, kept.step) > (state.epoch, state.step)):
             events.emit("unsaved_state", file=self.unsaved.path)
             return kept
@@ -229,7 +272,7 @@ class Attempt:
             epoch=epoch,
             step=step,
             position=epoch * len(self.trainer.batches) + step,
-            metrics={"checkpoints": self.saved + 1},
+            checkpoints=self.saved + 1,
             finished=finished,
         )
         self.saved += 1
@@ -242,8 +285,8 @@ class Attempt:
 
     def _describe(self) -> Beat:
         """Return where the attempt is, for its heartbeat."""
-        last = self.history.records[-1] if self.history.records else {}
-        accuracies = [record["accuracy"] for record in self.history.records if "accuracy" in record]
+        history = self.history.records
+        accuracies = [record.accuracy for record in history if record.accuracy is not None]
         safe = self.saver.durable.taken if self.saver.durable else self.began
         return Beat(
             phase=self.phase,
@@ -253,6 +296,40 @@ class Attempt:
             steps_per_epoch=len(self.trainer.batches),
             batch_size=self.trainer.recipe.batch_size,
             accuracy=accuracies[-1] if accuracies else None,
-            images_per_second=last.get("images_per_second"),
+            images_per_second=history[-1].images_per_second if history else None,
             unsaved_seconds=round(time.monotonic() - safe, 1),
+            time=records.now(),
         )
+
+
+def _refuse_doomed_machine(poller: NoticePoller) -> None:
+    notice = poller.first_answer(FIRST_NOTICE_SECONDS)
+    if notice is not None:
+        raise PreemptedError(
+            f"this machine will be taken away in {max(0, round(notice.gone - time.monotonic()))} s",
+            "Run the same command on another one",
+        )
+
+
+def _report_drift(store: Store, worker: Worker, exact: bool) -> None:
+    """Log what differs from the attempt before; MachineError where the machine must be `exact`."""
+    last = claims.last(store)
+    changes = drift([(last.generation, last.attempt), (last.generation + 1, worker)]) if last else []
+    if changes and exact:
+        listed = ", ".join(f"{change.field} {change.before!r} -> {change.now!r}" for change in changes)
+        raise MachineError(
+            f"this machine is not like the one before: {listed}",
+            "Use the same kind, or leave --exact out",
+        )
+    if changes:
+        events.warn("drift", **{change.field: f"{change.before} -> {change.now}" for change in changes})
+
+
+def _finished(found: Checkpoint) -> dict[str, bytes]:
+    """Return a finished run's outputs; DataError where they are not what such a run leaves."""
+    name = found.manifest.key
+    missing, more = NEEDED - found.objects.keys(), found.objects.keys() - set(layout.OUTPUTS)
+    if missing or more:
+        raise DataError(f"{name} is of a finished run and has not its outputs, {', '.join(layout.OUTPUTS)}")
+    evidence.parse_report(found.objects[layout.REPORT], f"the report of {name}")
+    return found.objects

@@ -19,9 +19,8 @@ from job.machine.preemption import Preemption
 from job.network.weights import NetworkInfo
 from job.preflight import start as preflight
 from job.progress import Plan, Progress
-from job.run import outputs
-from job.run.history import History
-from job.run.outputs import Run
+from job.run import layout
+from job.run.outputs import History, Run
 from job.settings import Placement, Recipe
 from job.store import open_store
 from job.train.attempt import Attempt
@@ -30,7 +29,7 @@ from job.train.startup import Startup
 from job.train.summary import conclude
 from job.train.task import Task
 from job.train.trainer import Trainer
-from job.view import page
+from job.view import evidence, page
 
 
 def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[str, Any]:
@@ -56,19 +55,28 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
 
     store = store or open_store(f"runs/{recipe.fingerprint}", placement.retry_seconds)
     run = Run.open(store, recipe, placement.accept_drift)
-    if finished := run.report():
-        events.emit("finished", report=run.uri(outputs.REPORT))
+    if published := run.report():
+        finished = evidence.parse_report(published, run.uri(layout.REPORT))
+        events.emit("finished", report=run.uri(layout.REPORT))
         if not page.is_published(store):  # the storage went away after the report, or the page was deleted
             events.emit("page", uri=page.publish(store))
         return finished
-    attempt = Attempt(run, devices.machine(device), placement, preemption)
-    if attempt.outputs:
-        return present(attempt, attempt.outputs)
 
     info = NetworkInfo(
         recipe.depth, recipe.width, data.dataset.classes, data.mean, data.std, recipe.data_sha256
     )
     network = initialise(info, recipe.seed).to(device).to(memory_format=torch.channels_last)
+    with Attempt.claim(run, network, devices.machine(device), placement, preemption) as attempt:
+        return complete(attempt, task, network, info, startup)
+
+
+def complete(
+    attempt: Attempt, task: Task, network: nn.Sequential, info: NetworkInfo, startup: Startup
+) -> dict[str, Any]:
+    """Train from where the run is to its report; return that."""
+    if attempt.outputs:
+        return present(attempt, attempt.outputs)
+    recipe, run, device = attempt.run.recipe, attempt.run, task.device
     schedule = partial(one_cycle, recipe.cycles, len(task.batches))
     plan = Plan([cycle.epochs for cycle in recipe.cycles], len(task.batches), recipe.batch_size, schedule)
     progress = Progress(plan, attempt.checkpoint_age)
@@ -82,26 +90,27 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     if attempt.state:
         trainer.restore(attempt.state)
         history = History(attempt.state.history)
-        progress.begin_at(trainer.epoch, trainer.step, history.records)
-    run.adopt()
+        progress.begin_at(trainer.epoch, trainer.step, [record.to_json() for record in history.records])
     startup.lap("resume")
 
     events.emit("train", run=run.store.uri, attempt=attempt.generation, device=devices.describe(device))
     with attempt.kept(trainer, history), progress:
         while trainer.epoch < recipe.epochs:
-            with preemption.deferred():
-                record = trainer.train_epoch() | {"attempt": attempt.generation}
-            if recipe.evaluates(record["epoch"]):
+            with attempt.preemption.deferred():
+                figures = trainer.train_epoch()
+            if recipe.evaluates(trainer.epoch + 1):
                 events.phase("evaluate", epoch=trainer.epoch + 1, step=trainer.step)
-                record |= task.figures(network)
-            with preemption.deferred():
-                history.add(record)
+                figures |= task.figures(network)
+            with attempt.preemption.deferred():
+                record = history.add(figures, attempt.generation)
                 trainer.next_epoch()
-            progress.epoch(record)
+            progress.epoch(record.to_json())
         attempt.save()
         events.phase("score")
         predictions = task.evaluate(network)
-        results = conclude(run, recipe, data, info, network, history, predictions, attempt.lineage(), device)
+        results = conclude(
+            run, recipe, task.data, info, network, history, predictions, attempt.lineage(), device
+        )
         attempt.finish(results)
         return present(attempt, results)
 
@@ -110,7 +119,7 @@ def present(attempt: Attempt, results: dict[str, bytes]) -> dict[str, Any]:
     """Put a finished run's outputs, and the page drawn of them, where people look; return the report."""
     attempt.publish(results)
     events.emit("page", uri=page.publish(attempt.store))
-    return dict(json.loads(results[outputs.REPORT]))
+    return dict(json.loads(results[layout.REPORT]))
 
 
 def initialise(info: NetworkInfo, seed: int) -> nn.Sequential:

@@ -13,9 +13,8 @@ from job.machine import device as devices
 from job.machine.environment import environment
 from job.network import weights
 from job.network.weights import NetworkInfo
-from job.run import outputs
-from job.run.history import History
-from job.run.outputs import Run
+from job.run import layout
+from job.run.outputs import History, Run
 from job.score import report as reports
 from job.score.rules import score
 from job.settings import Recipe
@@ -37,13 +36,13 @@ def conclude(
     """Return the output files by name; the report (schema `micronet.score-report/1`) is among them."""
     dataset = data.dataset
     files = {
-        outputs.WEIGHTS: weights.save(network, info),
-        outputs.PREDICTIONS: predictions.encode(dataset.classes, dataset.superclasses),
-        outputs.HISTORY: history.encode(),
-        outputs.SAMPLES: preview.sheet(dataset.train, len(dataset.classes), recipe),
+        layout.WEIGHTS: weights.save(network, info),
+        layout.PREDICTIONS: predictions.encode(dataset.classes, dataset.superclasses),
+        layout.HISTORY: history.encode(),
+        layout.SAMPLES: preview.sheet(dataset.train, len(dataset.classes), recipe),
     }
     shape = dataset.train.images.shape[1:]
-    rates = [record["images_per_second"] for record in history.records]
+    rates = [record.images_per_second for record in history.records]
     started = datetime.fromisoformat(lineage["attempts"][0]["started"])
     report = {
         "schema": reports.SCHEMA,
@@ -65,7 +64,7 @@ def conclude(
             "device": devices.describe(device),
             "precision": recipe.precision,
             "deterministic": recipe.deterministic,
-            "history": run.uri(outputs.HISTORY),
+            "history": run.uri(layout.HISTORY),
         },
         "data": {
             "source": data.source,
@@ -73,9 +72,9 @@ def conclude(
             "train": len(dataset.train.labels),
             "test": len(dataset.test.labels),
         },
-        "weights": run.describe(outputs.WEIGHTS, files[outputs.WEIGHTS]),
-        "predictions": run.describe(outputs.PREDICTIONS, files[outputs.PREDICTIONS]),
+        "weights": run.describe(layout.WEIGHTS, files[layout.WEIGHTS]),
+        "predictions": run.describe(layout.PREDICTIONS, files[layout.PREDICTIONS]),
         "lineage": lineage,
         "environment": environment(),
     }
-    return files | {outputs.REPORT: reports.encode(report)}
+    return files | {layout.REPORT: reports.encode(report)}

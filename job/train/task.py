@@ -19,6 +19,7 @@ class Task:
     """
 
     def __init__(self, data: PreparedData, recipe: Recipe, device: torch.device) -> None:
+        self.data, self.device = data, device
         dataset = data.dataset
         training, holdout = Images.of(dataset.train, device).split(recipe.holdout, recipe.seed)
         if len(training) < recipe.batch_size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from job import events
 from job.errors import ConfigurationError
+from job.run.records import Epoch
 from job.run.state import TrainingState, copy_off, optimizer_state, restore_optimizer
 from job.settings import Recipe
 from job.train.callbacks import LossScale, LossSum, OneCycle, StepHook
@@ -78,10 +79,10 @@ class Trainer:
         )
         self.learner.create_opt()
 
-    def train_epoch(self) -> dict[str, Any]:
+    def train_epoch(self) -> dict[str, float]:
         """Train from `step` to the end of the epoch; return what the history says of the whole epoch.
 
-        {epoch (from 1), train_loss: mean, lr and momentum of the last step, images_per_second}
+        {train_loss: mean, lr and momentum of the last step, images_per_second}
         """
         steps = len(self.batches)
         self.batches.seek(self.epoch, self.step)
@@ -90,12 +91,12 @@ class Trainer:
         loss = self.loss_sum.total.item() / steps  # waits for the device, so that the clock is honest
         self.seconds_before, self.started = self._seconds(), None
         lr, momentum = one_cycle(self.recipe.cycles, steps, self.epoch, steps - 1)
+        speed = steps * self.recipe.batch_size / self.seconds_before
         return {
-            "epoch": self.epoch + 1,
             "train_loss": loss,
             "lr": lr,
             "momentum": momentum,
-            "images_per_second": round(steps * self.recipe.batch_size / self.seconds_before, 1),
+            "images_per_second": round(speed, 1) or speed,
         }
 
     def next_epoch(self) -> None:
@@ -103,7 +104,7 @@ class Trainer:
         self.epoch, self.step, self.seconds_before = self.epoch + 1, 0, 0.0
         self.loss_sum.total.zero_()
 
-    def state(self, history: list[dict[str, Any]]) -> TrainingState:
+    def state(self, history: Sequence[Epoch]) -> TrainingState:
         """Copy the state off the device, with the records of the finished epochs."""
         return TrainingState(
             epoch=self.epoch,
@@ -118,9 +119,10 @@ class Trainer:
         )
 
     def restore(self, state: TrainingState) -> None:
-        """Go on from `state`, to the bit; where an epoch now has other steps, at its start.
+        """Resume from `state`, to the bit; where an epoch now has other steps, at its start.
 
-        Raises ConfigurationError where the recipe, changed since, leaves nothing to go on with.
+        Raises ConfigurationError where the recipe, changed since, leaves nothing to resume with, DataError
+        where the optimizer's part is not of this network.
         """
         if state.epoch > self.recipe.epochs:
             raise ConfigurationError(
@@ -143,6 +145,7 @@ class Trainer:
                 f"the run's network has other shapes than this recipe and data give: {error}",
                 "Start the new network in its own --run",
             ) from error
+        state.check_optimizer(self.learner.opt.opt)
         restore_optimizer(self.learner.opt.opt, state.optimizer)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from job.run import heartbeat
+from job.run.lineage import FINISHED, REFUSED, Turn, last_beat, unsaved_seconds
+from job.run.records import Worker
 from job.store.base import Store
 
 REASONS = {
@@ -38,23 +39,23 @@ class Attempt:
         return REASONS.get(self.reason, self.reason)
 
 
-def attempts_of(store: Store, lineage: list[dict[str, Any]], report: dict[str, Any] | None) -> list[Attempt]:
-    """Return the attempts that `claims.lineage` tells of; a report's where the claims are not at hand.
+def attempts_of(store: Store, lineage: list[Turn], report: dict[str, Any] | None) -> list[Attempt]:
+    """Return the attempts of the claims, or of the report where the claims were not copied with it.
 
     Attempts that were refused, or came after the run was finished, did nothing and are left out.
     """
     finished = report["lineage"]["attempts"] if report else []
     if not lineage:
-        return [_attempt(entry, None, None) for entry in finished]
-    last = finished[-1]["generation"] if finished else lineage[-1]["generation"]
+        return [_attempt(_reported(entry), None, None) for entry in finished]
+    last = finished[-1]["generation"] if finished else lineage[-1].generation
     return [
         _attempt(
-            entry | ({"reason": "finished"} if finished and entry["generation"] == last else {}),
-            heartbeat.unsaved_seconds(store, entry),
-            _last_seen(store, entry["generation"]),
+            replace(turn, reason=FINISHED) if finished and turn.generation == last else turn,
+            unsaved_seconds(store, turn),
+            _last_seen(store, turn.generation),
         )
-        for entry in lineage
-        if entry["reason"] != "refused" and entry["generation"] <= last
+        for turn in lineage
+        if turn.reason != REFUSED and turn.generation <= last
     ]
 
 
@@ -67,27 +68,33 @@ def downtimes(attempts: list[Attempt]) -> list[float | None]:
     ]
 
 
-def _attempt(entry: dict[str, Any], lost: float | None, last_seen: datetime | None) -> Attempt:
-    started, ended = _time(entry["started"]), _time(entry["ended"])
+def _reported(entry: dict[str, Any]) -> Turn:
+    """Return what a report says of an attempt; its times are text of any kind."""
+    worker = Worker.model_construct(started=entry["started"], host=entry["host"], device=entry["device"])
+    return Turn(entry["generation"], worker, entry["reason"], entry["ended"])
+
+
+def _attempt(turn: Turn, lost: float | None, last_seen: datetime | None) -> Attempt:
+    started, ended = _time(turn.worker.started), _time(turn.ended)
     return Attempt(
-        generation=entry["generation"],
+        generation=turn.generation,
         started=started,
         ended=ended or last_seen or started,
-        reason=None if entry["reason"] is None else str(entry["reason"]),
-        host=str(entry["host"] or "unknown"),
-        device=str(entry["device"] or "unknown"),
+        reason=turn.reason,
+        host=turn.worker.host or "unknown",
+        device=turn.worker.device or "unknown",
         lost_seconds=lost,
     )
 
 
 def _last_seen(store: Store, generation: int) -> datetime | None:
-    beat = heartbeat.read(store, generation)
+    beat = last_beat(store, generation)
     return _time(beat.time) if beat else None
 
 
-def _time(text: Any) -> datetime | None:
+def _time(text: str | None) -> datetime | None:
     try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+        time = datetime.fromisoformat(text or "")
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         return None
-    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from job.run.records import Epoch
 from job.score.report import THRESHOLD
 from job.view.comparison import ENOUGH, are_seeds, distinct, labels
-from job.view.evidence import Evidence, Record
+from job.view.evidence import Evidence
 from job.view.plots import Plot, Series, line_chart
 from job.words import percent, power_of_ten
 
@@ -26,7 +27,7 @@ def charts(runs: Sequence[Evidence]) -> list[Plot]:
     of_seeds = [next(index for index, run in enumerate(runs) if run is seed) for seed in seeds]
     breaks = _breaks(runs[0].history) if single else []
     accuracies = _series(runs, "accuracy", "test")
-    if single and "holdout_accuracy" in runs[0].evaluated[0]:
+    if single and runs[0].evaluated[0].holdout_accuracy is not None:
         accuracies += _series(runs, "holdout_accuracy", "hold-out", style=1)
     losses = _series(runs, "test_loss", "test")
     if single:
@@ -68,19 +69,17 @@ def _series(runs: Sequence[Evidence], column: str, name: str, style: int = 0) ->
     return [
         Series(
             name=name if len(runs) == 1 else label,
-            x=[record["epoch"] for record in run.history if column in record],
-            y=[record[column] for record in run.history if column in record],
+            x=[record.epoch for record in run.history if getattr(record, column) is not None],
+            y=[value for record in run.history if (value := getattr(record, column)) is not None],
             style=style if len(runs) == 1 else index % STYLES,
         )
         for index, (run, label) in enumerate(zip(runs, labels(runs), strict=True))
     ]
 
 
-def _breaks(history: list[Record]) -> list[float]:
+def _breaks(history: list[Epoch]) -> list[float]:
     """Return the positions between two epochs where the next attempt resumed."""
-    return [
-        after["epoch"] - 0.5 for before, after in pairwise(history) if before["attempt"] != after["attempt"]
-    ]
+    return [after.epoch - 0.5 for before, after in pairwise(history) if before.attempt != after.attempt]
 
 
 def _story(

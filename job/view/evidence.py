@@ -5,8 +5,6 @@ A run that is not finished, or of which only some files were copied, has less to
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +12,9 @@ from typing import Any, TypeVar
 import jsonschema
 
 from job.errors import DataError
-from job.run import claims
+from job.run import layout, records
+from job.run.lineage import lineage
+from job.run.records import Epoch, Identity
 from job.score import report as reports
 from job.store.base import AbsentError, Store
 from job.view import status
@@ -22,17 +22,11 @@ from job.view.answers import Answers
 from job.view.attempts import Attempt, attempts_of
 from job.view.status import Status
 
-REPORT, HISTORY, RECIPE = "report.json", "history.jsonl", "recipe.json"
-PREDICTIONS, SAMPLES = "predictions.npz", "samples.png"
-
 MAX_BYTES = 2**25
 """Of one file: predictions for 10,000 images take 100 kB, the history of 600 epochs 130 kB."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
-ALWAYS = ("train_loss", "lr", "momentum", "images_per_second")
-WHERE_EVALUATED = ("test_loss", "accuracy", "holdout_accuracy")
 
-Record = dict[str, Any]
 Content = TypeVar("Content")
 
 
@@ -42,8 +36,8 @@ class Evidence:
 
     uri: str
     report: dict[str, Any] | None
-    recipe: dict[str, Any]
-    history: list[Record]  # one an epoch, in order
+    recipe: dict[str, Any]  # field to plain value
+    history: list[Epoch]  # in order
     attempts: list[Attempt]
     status: Status | None
     answers: Answers | None
@@ -60,9 +54,11 @@ class Evidence:
         return str(self.report["run"]["id"] if self.report else self.recipe.get("identity", ""))
 
     @property
-    def evaluated(self) -> list[Record]:
+    def evaluated(self) -> list[Epoch]:
         """The epochs after which the network was evaluated on the test set."""
-        return [record for record in self.history if "accuracy" in record and "test_loss" in record]
+        return [
+            record for record in self.history if record.accuracy is not None and record.test_loss is not None
+        ]
 
 
 def read(store: Store) -> Evidence:
@@ -70,84 +66,67 @@ def read(store: Store) -> Evidence:
 
     Raises the store's errors.
     """
-    report = _file(store, REPORT, _report)
-    history = _file(store, HISTORY, _history) or []
-    lineage = claims.lineage(store)
-    if report is None and not history and not lineage:
+    report = _file(store, layout.REPORT, parse_report)
+    history = _file(store, layout.HISTORY, _history) or []
+    turns = lineage(store)
+    if report is None and not history and not turns:
         raise DataError(f"{store.uri} holds no run", "Name the --run of a training")
-    answers = _file(store, PREDICTIONS, lambda data: Answers.decode(data, _sha256(report)))
+    sha256 = report["predictions"]["sha256"] if report else None
+    answers = _file(store, layout.PREDICTIONS, lambda data, _: Answers.decode(data, sha256))
     return Evidence(
         uri=store.uri,
         report=report,
-        recipe=_file(store, RECIPE, _object) or {},
+        recipe=_file(store, layout.RECIPE, _recipe) or {},
         history=history,
-        attempts=attempts_of(store, lineage, report),
-        status=status.read(store) if lineage and report is None else None,
+        attempts=attempts_of(store, turns, report),
+        status=status.read(store) if turns and report is None else None,
         answers=answers,
-        samples=_file(store, SAMPLES, _png),
+        samples=_file(store, layout.SAMPLES, _png),
     )
 
 
-def _file(store: Store, name: str, parse: Callable[[bytes], Content]) -> Content | None:
-    """Return the parsed file, None where there is none."""
-    try:
-        data = store.get_range(name, 0, MAX_BYTES + 1).data
-    except AbsentError:
-        return None
-    try:
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"it is larger than {MAX_BYTES} bytes")
-        return parse(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{store.uri}/{name} is not what this program wrote ({error})",
-            "Look at what has changed the file, or move it away",
-        ) from error
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    content = json.loads(data)
-    if not isinstance(content, dict):
-        raise ValueError("no object")
-    return content
-
-
-def _report(data: bytes) -> dict[str, Any]:
-    report = _object(data)
+def parse_report(data: bytes, name: str) -> dict[str, Any]:
+    """Return the report in `data`; DataError naming `name` where it is none."""
+    report = records.json_object(data, name, MAX_BYTES)
     try:
         reports.encode(report)
     except jsonschema.ValidationError as error:
-        raise ValueError(f"{error.json_path}: {error.message[:200]}") from error
+        raise _mistaken(name, f"{error.json_path}: {error.message[:200]}") from error
     return report
 
 
-def _history(data: bytes) -> list[Record]:
-    records = [_record(line) for line in data.splitlines()]
-    if [record["epoch"] for record in records] != list(range(1, len(records) + 1)):
-        raise ValueError("its epochs are not 1, 2, 3 and so on")
-    return records
+def _file(store: Store, key: str, parse: Callable[[bytes, str], Content]) -> Content | None:
+    """Return the parsed file, None where there is none."""
+    name = f"{store.uri}/{key}"
+    try:
+        data = records.fetch(store, key, MAX_BYTES).data
+    except AbsentError:
+        return None
+    if len(data) > MAX_BYTES:
+        raise _mistaken(name, f"it is larger than {MAX_BYTES} bytes")
+    try:
+        return parse(data, name)
+    except ValueError as error:
+        raise _mistaken(name, str(error)) from error
 
 
-def _record(line: bytes) -> Record:
-    record = _object(line)
-    numbers = {name: record[name] for name in (*ALWAYS, *WHERE_EVALUATED) if name in record}
-    if not numbers.keys() >= set(ALWAYS) or not all(map(_is_quantity, numbers.values())):
-        raise ValueError("a line lacks a number")
-    for name in ("epoch", "attempt"):
-        if type(record.get(name)) is not int:
-            raise ValueError(f"a line has no whole {name}")
-    return {"epoch": record["epoch"], "attempt": record["attempt"], **numbers}
+def _history(data: bytes, name: str) -> list[Epoch]:
+    return records.epochs([records.json_object(line, name) for line in data.splitlines()], name)
 
 
-def _is_quantity(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+def _recipe(data: bytes, name: str) -> dict[str, Any]:
+    found = Identity.parse(records.json_object(data, name), name)
+    return {**found.recipe, **({"identity": found.identity} if found.identity else {})}
 
 
-def _png(data: bytes) -> bytes:
+def _png(data: bytes, _: str) -> bytes:
     if not data.startswith(PNG):
         raise ValueError("no PNG")
     return data
 
 
-def _sha256(report: dict[str, Any] | None) -> str | None:
-    return report["predictions"]["sha256"] if report else None
+def _mistaken(name: str, reason: str) -> DataError:
+    return DataError(
+        f"{name} is not what this program wrote ({reason})",
+        "Find out what has changed the file, or move it away",
+    )

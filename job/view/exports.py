@@ -38,7 +38,8 @@ def csv(runs: Sequence[Evidence]) -> bytes:
     writer.writerow(["run", "id", *COLUMNS])
     for label, run in zip(labels(runs), runs, strict=True):
         about = [_no_formula(label), _no_formula(run.identity)]
-        writer.writerows([*about, *(record.get(name, "") for name in COLUMNS)] for record in run.history)
+        epochs = [record.to_json() for record in run.history]
+        writer.writerows([*about, *(values.get(name, "") for name in COLUMNS)] for values in epochs)
     return text.getvalue().encode()
 
 
@@ -74,8 +75,11 @@ def _events(run: Evidence) -> bytes:
     writer = RecordWriter(buffer)
     writer.write(Event(file_version="brain.Event:2").SerializeToString())
     for record in run.history:
+        measured = record.to_json()
         values = [
-            Summary.Value(tag=tag, simple_value=record[name]) for name, tag in TAGS.items() if name in record
+            Summary.Value(tag=tag, simple_value=measured[name])
+            for name, tag in TAGS.items()
+            if name in measured
         ]
-        writer.write(Event(step=record["epoch"], summary=Summary(value=values)).SerializeToString())
+        writer.write(Event(step=record.epoch, summary=Summary(value=values)).SerializeToString())
     return buffer.getvalue()

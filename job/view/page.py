@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from job import words
 from job.data.cifar import CIFAR100_SHA256
+from job.run import layout
 from job.store.base import AbsentError, Store
 from job.view import curves, leaderboard
 from job.view.answers import ClassResult, Heat, heat
@@ -27,9 +28,6 @@ from job.view.evidence import Evidence, read
 from job.view.layers import Share, shares
 from job.view.leaderboard import Standings, standings
 from job.view.timeline import Timeline, timeline
-
-NAME = "report.html"
-"""What the page of a finished run is called among its outputs."""
 
 WORST = 12  # classes shown
 
@@ -90,7 +88,7 @@ class RunView:
 def is_published(store: Store) -> bool:
     """Return whether the run in `store` has its page."""
     try:
-        store.get_range(NAME, 0, 1)
+        store.get_range(layout.PAGE, 0, 1)
     except AbsentError:
         return False
     return True
@@ -98,8 +96,8 @@ def is_published(store: Store) -> bool:
 
 def publish(store: Store) -> str:
     """Write the page of the run in `store` next to its report; return its address."""
-    store.put(NAME, render([read(store)]).encode())
-    return f"{store.uri}/{NAME}"
+    store.put(layout.PAGE, render([read(store)]).encode())
+    return f"{store.uri}/{layout.PAGE}"
 
 
 def render(runs: Sequence[Evidence]) -> str:
@@ -135,7 +133,7 @@ def render(runs: Sequence[Evidence]) -> str:
 
 
 def _columns(runs: Sequence[Evidence]) -> list[Column]:
-    keys = {key for run in runs for record in run.history for key in record}
+    keys = {key for run in runs for record in run.history for key in record.to_json()}
     return [column for column in COLUMNS if column.key in keys]
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from job.errors import DataError
-from job.run import heartbeat
-from job.run.checkpoints import latest
-from job.run.claims import lineage
-from job.run.heartbeat import Beat
-from job.store.base import AbsentError, Store
+from job.events import printable
+from job.run import layout, records
+from job.run.claims import latest
+from job.run.heartbeat import EVERY_SECONDS
+from job.run.lineage import REFUSED, last_beat, lineage
+from job.run.outputs import MAX_REPORT_BYTES
+from job.run.records import Beat, Record, Share
+from job.store.base import Store
 from job.words import duration
 
-SILENT_SECONDS = 3 * heartbeat.EVERY_SECONDS  # without a heartbeat before an attempt is called silent
+SILENT_SECONDS = 3 * EVERY_SECONDS  # without a heartbeat before an attempt is called silent
+
+MAX_SHOWN = 500  # characters of a line
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Status:
     lost_if_killed_now_seconds: float | None = None
     seconds_left: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, str | int | float | None]:
         """Return the fields as JSON values."""
         return asdict(self)
 
@@ -45,13 +48,13 @@ class Status:
 def read(store: Store, now: datetime | None = None) -> Status:
     """Return the status of the run in `store`; DataError where there is none."""
     now = now or datetime.now(UTC)
-    attempts = [attempt for attempt in lineage(store) if attempt["reason"] != "refused"]
+    attempts = [turn for turn in lineage(store) if turn.reason != REFUSED]
     manifest = latest(store)
     if not attempts:
         raise DataError(f"{store.uri} holds no run", "Name the --run of a training")
     if manifest is not None and manifest.finished:
         return Status(store.uri, "finished", len(attempts), accuracy=_final_accuracy(store))
-    ended = attempts[-1]["reason"]
+    ended = attempts[-1].reason
     status = Status(
         uri=store.uri,
         phase=ended or "silent",
@@ -60,7 +63,7 @@ def read(store: Store, now: datetime | None = None) -> Status:
         checkpoint_step=manifest.step if manifest else None,
         checkpoint_age_seconds=_age(manifest.saved, now) if manifest else None,
     )
-    beat = heartbeat.read(store, attempts[-1]["generation"])
+    beat = last_beat(store, attempts[-1].generation)
     if beat is None:
         return status
     silence = _age(beat.time, now)
@@ -101,14 +104,24 @@ def lines(status: Status) -> str:
         rows.append(("at risk", f"killed now you lose {duration(status.lost_if_killed_now_seconds)}"))
     if status.seconds_left is not None:
         rows.append(("time left", duration(status.seconds_left)))
-    return "\n".join(f"{name:<10}{value}" for name, value in rows)
+    return "\n".join(f"{name:<10}{printable(value)[:MAX_SHOWN]}" for name, value in rows)
+
+
+class _Accuracy(Record):
+    final: Share
+
+
+class _Report(Record):
+    accuracy: _Accuracy
 
 
 def _final_accuracy(store: Store) -> float | None:
-    """Return the report's accuracy, None in the moment before it is published."""
+    """Return the report's accuracy, None in the moment before it is published or where it is damaged."""
     try:
-        return float(json.loads(store.get("report.json").data)["accuracy"]["final"])
-    except (AbsentError, ValueError, KeyError, TypeError):
+        data = records.fetch(store, layout.REPORT, MAX_REPORT_BYTES).data
+        content = records.json_object(data, layout.REPORT, MAX_REPORT_BYTES)
+        return _Report.parse(content, layout.REPORT).accuracy.final
+    except DataError:
         return None
 
 
@@ -121,4 +134,5 @@ def _seconds_left(beat: Beat) -> float | None:
     if not beat.images_per_second:
         return None
     steps = (beat.epochs - beat.epoch + 1) * beat.steps_per_epoch - beat.step
-    return round(steps * beat.batch_size / beat.images_per_second, 1)
+    seconds = steps * beat.batch_size / beat.images_per_second
+    return round(seconds, 1) if seconds <= records.LARGEST else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from job.checks.compare import Result, differences
-from job.run.checkpoints import latest
+from job.run.claims import latest
 from job.store import Store, open_store
 from tests.container.engine import HARDENED, Container, Engine
 from tests.container.image import Image

@@ -14,7 +14,9 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from job.run.checkpoints import Checkpoint, Checkpoints, Manifest
+from job.run.checkpoints import Checkpoints
+from job.run.records import Manifest, Worker
+from job.run.restore import Checkpoint
 from job.store import Store
 
 FINGERPRINT = "0123456789ab"
@@ -37,7 +39,8 @@ def seeded() -> random.Random:
 
 
 def claim(store: Store, host: str = "here") -> tuple[Checkpoints, Checkpoint | None]:
-    return Checkpoints.claim(store, FINGERPRINT, {"host": host, "started": "2026-01-02T03:04:05+00:00"})
+    worker = Worker(host=host, started="2026-01-02T03:04:05+00:00")
+    return Checkpoints.claim(store, FINGERPRINT, worker)
 
 
 def resumed(store: Store, host: str = "here") -> tuple[Checkpoints, Checkpoint]:
@@ -55,7 +58,7 @@ def payload(position: int) -> dict[str, bytes]:
 
 def commit(run: Checkpoints, position: int) -> Manifest:
     return run.commit(
-        payload(position), epoch=position // 4, step=position % 4, position=position, metrics={"loss": 0.5}
+        payload(position), epoch=position // 4, step=position % 4, position=position, checkpoints=1
     )
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from job.errors import ConfigurationError, DataError, PermissionRefusedError
-from job.run.checkpoints import Checkpoints, latest
+from job.run.checkpoints import Checkpoints
+from job.run.claims import latest
+from job.run.records import Worker
 from job.store import Store, open_store
 from tests.run.checkpoint_runs import (
     FINGERPRINT,
@@ -58,19 +60,18 @@ def test_what_is_committed_is_resumed(store: Store) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
     run, _ = claim(store)
     objects = {"state.pt": bytes(range(256)) * 4000, "empty": b""}
-    metrics = {"accuracy": 0.1, "best": {"epoch": 3, "value": [1, 2]}, "loss": float("nan")}
-    manifest = run.commit(objects, epoch=7, step=11, position=706, metrics=metrics)
+    manifest = run.commit(objects, epoch=7, step=11, position=706, checkpoints=642)
     again, found = claim(store)
     assert again.generation == 2
     assert found
     assert found.objects == objects
     read = found.manifest
     assert (read.epoch, read.step, read.position, read.finished) == (7, 11, 706, False)
-    assert read.metrics == {**metrics, "loss": None}
+    assert read.metrics.checkpoints == 642
     assert before <= datetime.fromisoformat(read.saved) <= datetime.now(UTC)
     assert (read.key, read.generation, read.owner, read.parent) == (manifest.key, 1, run.owner, None)
     assert latest(store) == read
-    second = again.commit(objects, epoch=8, step=0, position=800, metrics={}, finished=True)
+    second = again.commit(objects, epoch=8, step=0, position=800, finished=True)
     assert (second.generation, second.owner, second.parent) == (2, again.owner, manifest.key)
     _, found = claim(store)
     assert found
@@ -80,7 +81,7 @@ def test_what_is_committed_is_resumed(store: Store) -> None:
 def test_one_position_may_be_committed_twice(local: Store) -> None:
     run, _ = claim(local)
     commit(run, 5)
-    run.commit({"report.json": b"{}"}, epoch=1, step=1, position=5, metrics={}, finished=True)
+    run.commit({"report.json": b"{}"}, epoch=1, step=1, position=5, finished=True)
     _, found = claim(local)
     assert found
     assert found.objects == {"report.json": b"{}"}
@@ -316,7 +317,7 @@ def test_another_recipe_is_refused(store: Store) -> None:
     write_run(store, 2)
     before = contents(store)
     with pytest.raises(ConfigurationError) as caught:
-        Checkpoints.claim(store, "ffff", {})
+        Checkpoints.claim(store, "ffff", Worker())
     assert caught.value.exit_code == 78
     assert FINGERPRINT in caught.value.message
     assert "ffff" in caught.value.message
@@ -361,8 +362,10 @@ def test_forbidden_in_s3_is_not_absent(s3_uri: str, monkeypatch: pytest.MonkeyPa
 
 def test_the_lineage_tells_how_each_attempt_ended(store: Store) -> None:
     def attempts() -> list[tuple[object, ...]]:
-        names = ("generation", "host", "resumed", "position", "reason")
-        return [tuple(attempt[name] for name in names) for attempt in run.attempts()]
+        return [
+            (turn.generation, turn.worker.host, turn.resumed, turn.position, turn.reason)
+            for turn in run.attempts()
+        ]
 
     run, _ = claim(store, "first")
     commit(run, 3)
@@ -380,16 +383,16 @@ def test_the_lineage_tells_how_each_attempt_ended(store: Store) -> None:
         (1, "first", 0, 3, "vanished"), (2, "second", 3, 8, "fenced"), (3, "third", 8, 9, "finished"),
     ]  # fmt: skip
     last = run.attempts()[-1]
-    assert last["started"] == "2026-01-02T03:04:05+00:00"
-    assert last["device"] is None
-    assert datetime.now(UTC) - datetime.fromisoformat(last["ended"]) < timedelta(minutes=1)
+    assert last.worker.started == "2026-01-02T03:04:05+00:00"
+    assert last.worker.device is None
+    assert datetime.now(UTC) - datetime.fromisoformat(last.ended or "") < timedelta(minutes=1)
 
 
 def test_the_lineage_survives_a_damaged_claim_and_names_a_refused_one(local: Store) -> None:
     run = write_run(local, 2, 1)
     with pytest.raises(ConfigurationError):
-        Checkpoints.claim(local, "ffff", {"host": "wrong"})
+        Checkpoints.claim(local, "ffff", Worker(host="wrong"))
     local.put("claims/1", b"{")
-    told = [(attempt["generation"], attempt["reason"], attempt["host"]) for attempt in run.attempts()]
+    told = [(turn.generation, turn.reason, turn.worker.host) for turn in run.attempts()]
     assert told == [(1, "unreadable", None), (2, "vanished", "here"), (3, "refused", "wrong")]
     assert document(local, "HEAD.json")["generation"] == 2

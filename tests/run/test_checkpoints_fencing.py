@@ -99,7 +99,7 @@ def test_the_last_commit_sweeps_up_after_fenced_attempts(local: Store) -> None:
         commit(new, position)
     with pytest.raises(FencedError):
         commit(old, 99)
-    new.commit(payload(5), epoch=0, step=0, position=5, metrics={}, finished=True)
+    new.commit(payload(5), epoch=0, step=0, position=5, finished=True)
     assert not any(key.startswith(("manifests/1-", "objects/1-")) for key in contents(local))
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.errors import DataError, JobError
-from job.run import manifest
+from job.run.records import Manifest
 from job.store import Store, open_store
 from tests.run.checkpoint_runs import (
     claim,
@@ -106,6 +106,11 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "no schema": _field(schema=None),
     "a schema of nobody": _field(schema="micronet.checkpoint/x"),
     "larger than allowed": _field(metrics={"padding": "x" * 2**20}),
+    "checkpoints a float": _field(metrics={"checkpoints": 1.0}),
+    "recipe nested": _field(recipe={"depth": {"depth": 1}}),
+    "recipe a list": _field(recipe=[]),
+    "a number of 65 bits": _field(recipe={"seed": 2**64}),
+    "text that no encoding has": _field(recipe={"seed": "\ud800"}),
 }
 
 
@@ -215,10 +220,10 @@ VALID = {
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), plain, min_size=1), st.sampled_from(["", *FIELDS]))
 def test_any_manifest_is_either_valid_or_a_named_error(changes: dict[str, Any], removed: str) -> None:
-    assert manifest.decode("manifests/1-1.json", seal(VALID)).objects["same"].bytes == 4
+    assert Manifest.decode(seal(VALID), "manifests/1-1.json").objects["same"].bytes == 4
     content = {key: value for key, value in {**VALID, **changes}.items() if key != removed}
     try:
-        read = manifest.decode("manifests/1-1.json", seal(content))
+        read = Manifest.decode(seal(content), "manifests/1-1.json")
     except JobError:
         return
     assert {stored.key for stored in read.objects.values()} <= {f"objects/1-{'0' * 16}/{SHA256}"}
@@ -237,4 +242,4 @@ def test_any_changed_byte_is_noticed(offset: int, change: int) -> None:
     if read == json.loads(seal(VALID)):
         return  # a space became another
     with pytest.raises(DataError):
-        manifest.decode("manifests/1-1.json", bytes(data))
+        Manifest.decode(bytes(data), "manifests/1-1.json")

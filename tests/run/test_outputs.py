@@ -1,16 +1,16 @@
 from pathlib import Path
 
-from job.run.outputs import HistoryCopy
+from job.run.outputs import Copy
 from job.store import open_store
 
 
 def test_the_copy_of_the_history_is_left_alone_by_an_attempt_that_was_paused(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    old = HistoryCopy(store)
+    old = Copy(store, "history.jsonl")
     old.write(b"epoch 1")
     old.write(b"epoch 1, 2")
     assert store.get("history.jsonl").data == b"epoch 1, 2"
-    new = HistoryCopy(store)
+    new = Copy(store, "history.jsonl")
     new.write(b"epoch 1, 2, 3")
     old.write(b"epoch 1, 2, and more")  # it was about to when it was paused
     assert store.get("history.jsonl").data == b"epoch 1, 2, 3"
@@ -20,7 +20,7 @@ def test_the_copy_of_the_history_is_left_alone_by_an_attempt_that_was_paused(tmp
 
 def test_the_owner_writes_on_after_a_late_write_of_the_attempt_before(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    old, new = HistoryCopy(store), HistoryCopy(store)
+    old, new = Copy(store, "history.jsonl"), Copy(store, "history.jsonl")
     old.write(b"epoch 1")
     new.write(b"epoch 1, 2")
     new.write(b"epoch 1, 2, 3")

@@ -15,8 +15,8 @@ import pytest
 
 from job.checks.child import Child, Event, named, started
 from job.machine.preemption import Preemption
-from job.run import checkpoints
-from job.run.manifest import order_of
+from job.run import claims
+from job.run.layout import order_of
 from job.store import open_store
 from tests.archives import write_archive
 from tests.servers import FaultProxy, RangeServer
@@ -103,7 +103,7 @@ def the(name: str, events: list[Event]) -> Event:
 
 def position(run: Path | str) -> tuple[int, int]:
     """Return the epoch (from 1) and step that the newest checkpoint goes on with."""
-    manifest = checkpoints.latest(open_store(str(run)))
+    manifest = claims.latest(open_store(str(run)))
     assert manifest
     assert manifest.position == manifest.epoch * STEPS + manifest.step
     return manifest.epoch + 1, manifest.step
@@ -214,7 +214,7 @@ def test_of_two_at_the_same_instant_one_finishes(
 def assert_whole(run: str) -> None:
     """Check that no object which HEAD needs is gone or changed."""
     store = open_store(run)
-    manifest = checkpoints.latest(store)
+    manifest = claims.latest(store)
     assert manifest
     assert manifest.finished
     for stored in manifest.objects.values():
@@ -320,7 +320,7 @@ def test_a_flipped_byte_in_the_newest_object_costs_one_checkpoint(
     bench: Bench, reference: dict[str, Any], killed: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(killed, tmp_path / "run")
-    newest = checkpoints.latest(open_store(str(run)))
+    newest = claims.latest(open_store(str(run)))
     assert newest
     for path in (run / "manifests").iterdir():  # killed in mid-commit, it left one that HEAD does not name
         order = order_of(f"manifests/{path.name}")

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -43,7 +42,7 @@ def start(commit: Callable[[TrainingState], None], budget_seconds: float = 60) -
 
 
 def at(step: int) -> TrainingState:
-    return replace(STATE, step=step)
+    return STATE.model_copy(update={"step": step})
 
 
 def test_one_is_in_flight_the_newest_waits_and_the_others_are_dropped(store: Store) -> None:

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from job.errors import DataError
-from job.run.state import TrainingState
+from job.run.records import Epoch
+from job.run.state import SLACK_BYTES, TrainingState
+
+MOST = SLACK_BYTES
 
 STATE = TrainingState(
     epoch=3,
@@ -17,12 +20,14 @@ STATE = TrainingState(
     optimizer=[{"step": torch.tensor(9.0), "exp_avg": torch.randn(4), "exp_avg_sq": torch.rand(4)}],
     loss_total=torch.tensor(1.5),
     epoch_seconds=2.5,
-    history=[{"epoch": 1, "accuracy": 0.25}],
+    history=[
+        Epoch(epoch=1, train_loss=1.0, lr=0.1, momentum=0.9, images_per_second=9.0, attempt=1, accuracy=0.25)
+    ],
 )
 
 
 def test_a_state_goes_round() -> None:
-    decoded = TrainingState.decode(STATE.encode())
+    decoded = TrainingState.decode(STATE.encode(), MOST)
     assert (decoded.epoch, decoded.step, decoded.epoch_seconds, decoded.history) == (3, 7, 2.5, STATE.history)
     assert torch.equal(decoded.network["weight"], STATE.network["weight"])
     assert all(torch.equal(decoded.optimizer[0][name], value) for name, value in STATE.optimizer[0].items())
@@ -48,7 +53,7 @@ def saved(content: object) -> bytes:
 )
 def test_what_is_no_state_is_refused(data: bytes) -> None:
     with pytest.raises(DataError):
-        TrainingState.decode(data)
+        TrainingState.decode(data, MOST)
 
 
 class Hostile:
@@ -64,5 +69,5 @@ class Hostile:
 def test_a_state_cannot_run_code(tmp_path: Path) -> None:
     for data in (saved({"format": Hostile(tmp_path / "x")}), pickle.dumps(Hostile(tmp_path / "x"))):
         with pytest.raises(DataError):
-            TrainingState.decode(data)
+            TrainingState.decode(data, MOST)
     assert not (tmp_path / "x").exists()

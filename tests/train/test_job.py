@@ -14,6 +14,7 @@ from job.errors import ConfigurationError, DataError, MachineError
 from job.machine import device as devices
 from job.machine.preemption import Preemption
 from job.run.checkpoints import Checkpoints
+from job.run.records import Worker
 from job.settings import Cycle, Placement, Recipe
 from job.store import open_store
 from job.train import job
@@ -105,7 +106,7 @@ def test_lineage_tells_the_one_attempt(finished: tuple[Path, dict[str, Any]]) ->
 def test_another_machine_is_told_and_with_exact_refused(archive: Path, tmp_path: Path) -> None:
     here = devices.machine(torch.device("cpu"))
     first = {"host": "there", "started": "2026-11-22T12:00:00+00:00", **here, "torch": "1.1.0"}
-    Checkpoints.claim(open_store(str(tmp_path)), "ab", first)
+    Checkpoints.claim(open_store(str(tmp_path)), "ab", Worker.parse(first, "first"))
     with pytest.raises(MachineError, match=r"torch '1\.1\.0' -> "):
         train(RECIPE, replace(place(archive, tmp_path), exact=True))
     lineage = train(RECIPE, place(archive, tmp_path))["lineage"]

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from job.network.wide_resnet import wide_resnet
-from job.run.state import TrainingState
+from job.run.state import TrainingState, largest
 from job.settings import Cycle, Recipe
 from job.train.loader import Images, Normalisation, TrainingBatches
 from job.train.trainer import Trainer, adamw
@@ -30,6 +30,9 @@ def batches(recipe: Recipe = RECIPE) -> TrainingBatches:
 def network() -> torch.nn.Sequential:
     torch.manual_seed(22)
     return wide_resnet(10, 1, 7).to(memory_format=torch.channels_last)
+
+
+MOST = largest(network().state_dict())
 
 
 def run(trainer: Trainer) -> list[dict[str, float]]:
@@ -145,7 +148,7 @@ def test_a_state_goes_on_to_the_same_bits_from_any_step(epoch: int, step: int, p
     second = Trainer(
         wide_resnet(10, 1, 7).to(memory_format=torch.channels_last), batches(recipe), recipe, lambda: None
     )
-    second.restore(TrainingState.decode(data))
+    second.restore(TrainingState.decode(data, MOST))
     assert (second.epoch, second.step) == (epoch, step)
     resumed = run(second)
     assert_same_bits(whole, second)
@@ -157,7 +160,7 @@ def test_the_loss_scale_goes_round() -> None:
     recipe = replace(RECIPE, precision="fp16")
     first, second = (Trainer(network(), batches(recipe), recipe, after_step=lambda: None) for _ in range(2))
     first.scaler.load_state_dict({**first.scaler.state_dict(), "scale": 512.0, "_growth_tracker": 7})
-    second.restore(TrainingState.decode(first.state(history=[]).encode()))
+    second.restore(TrainingState.decode(first.state(history=[]).encode(), MOST))
     state = second.scaler.state_dict()
     assert (state["scale"], state["_growth_tracker"]) == (512.0, 7)
 
@@ -170,15 +173,16 @@ def test_a_state_whose_layout_was_lost_goes_on_to_the_same_bits() -> None:
     first.train_epoch()
     first.next_epoch()
     state = first.state(history=[])
-    flat = replace(
-        state,
-        network={name: tensor.contiguous() for name, tensor in state.network.items()},
-        optimizer=[
-            {name: tensor.contiguous() for name, tensor in moments.items()} for moments in state.optimizer
-        ],
+    flat = state.model_copy(
+        update={
+            "network": {name: tensor.contiguous() for name, tensor in state.network.items()},
+            "optimizer": [
+                {name: tensor.contiguous() for name, tensor in moments.items()} for moments in state.optimizer
+            ],
+        }
     )
     second = Trainer(network(), batches(), RECIPE, after_step=lambda: None)
-    second.restore(TrainingState.decode(flat.encode()))
+    second.restore(TrainingState.decode(flat.encode(), MOST))
     moments = second.learner.opt.opt.state[second.network.block1.conv1.weight]
     assert moments["exp_avg"].is_contiguous(memory_format=torch.channels_last)
     run(second)
@@ -194,6 +198,6 @@ def test_a_state_is_a_copy() -> None:
     trainer.train_epoch()
     assert state.encode()[:200_000] == before[:200_000]
     assert all(
-        torch.equal(tensor, TrainingState.decode(before).network[name])
+        torch.equal(tensor, TrainingState.decode(before, MOST).network[name])
         for name, tensor in state.network.items()
     )

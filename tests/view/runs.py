@@ -7,7 +7,6 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,10 +14,9 @@ import numpy as np
 from PIL import Image
 
 from job.data.cifar import CIFAR100_SHA256
-from job.run import documents, heartbeat
-from job.run.claims import Claim
-from job.run.heartbeat import Beat
+from job.run import claims, layout, records
 from job.run.outputs import Run
+from job.run.records import Beat, Claim, End, Worker
 from job.score import report as reports
 from job.settings import Recipe
 from job.store import Store
@@ -40,6 +38,18 @@ RULES = {
     "operation_term": 0.19790,
     "score": 0.46346508205335807,
 }
+
+
+WORKER = Worker(host="here", device="cpu", started="2026-01-02T03:04:05+00:00")
+
+
+def beat(**changes: Any) -> Beat:
+    """A heartbeat of now."""
+    fields = {
+        "phase": "training", "epoch": 3, "epochs": 10, "step": 50, "steps_per_epoch": 100, "batch_size": 256,
+        "accuracy": 0.25, "images_per_second": 1280.0, "unsaved_seconds": 4.0, "time": records.now(),
+    }  # fmt: skip
+    return Beat(**fields | changes)
 
 
 def record(epoch: int, epochs: int, attempt: int, seed: int = 0) -> dict[str, Any]:
@@ -98,25 +108,22 @@ def write_attempts(store: Store, kills: int, hours: float, finished: bool) -> li
         begin = START + index * (length + timedelta(minutes=25))
         last = index == kills
         stop = begin + length
-        told = {"reason": "finished", "ended": stop.isoformat(), "position": 100}
+        told = End(reason="finished", ended=stop.isoformat(), position=100)
         ending = told if last and finished else None
-        about = {"host": f"worker-{index}", "device": "NVIDIA H100 80GB HBM3", "started": begin.isoformat()}
-        Claim(index + 1, "0" * 16, about, resumed=0, end=ending).save(store)
-        beat = asdict(Beat("training", 3, 600, 7, 195, 256, 0.2, 810.0, 300.0 + index))
+        worker = Worker(host=f"worker-{index}", device="NVIDIA H100 80GB HBM3", started=begin.isoformat())
+        claims.save(store, Claim(generation=index + 1, owner="0" * 16, attempt=worker, resumed=0, end=ending))
         if not (last and finished):
             stop -= timedelta(seconds=4)
-            store.put(
-                heartbeat.key(index + 1),
-                documents.encode(heartbeat.SCHEMA, beat | {"time": stop.isoformat()}),
-            )
+            seen = beat(epochs=600, unsaved_seconds=300.0 + index, time=stop.isoformat())
+            store.put(layout.heartbeat(index + 1), seen.encode())
         attempts.append(
             {
                 "generation": index + 1,
-                "started": about["started"],
+                "started": worker.started,
                 "ended": stop.isoformat() if last else None,
                 "reason": "finished" if last else "vanished",
-                "host": about["host"],
-                "device": about["device"],
+                "host": worker.host,
+                "device": worker.device,
             }
         )
     return attempts

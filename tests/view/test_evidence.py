@@ -48,7 +48,7 @@ def test_a_run_that_goes_on_has_a_status_and_no_report(store: Store) -> None:
     run = read(store)
     assert run.report is None
     assert run.status is not None
-    assert [record["epoch"] for record in run.history] == list(range(1, 11))
+    assert [record.epoch for record in run.history] == list(range(1, 11))
     assert run.attempts[-1].reason is None
     assert run.answers is None
 
@@ -84,7 +84,7 @@ def test_epochs_without_a_look_at_the_test_set(store: Store) -> None:
     store.put("history.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     run = read(store)
     assert len(run.history) == 20
-    assert [record["epoch"] for record in run.evaluated] == list(range(2, 21, 2))
+    assert [record.epoch for record in run.evaluated] == list(range(2, 21, 2))
 
 
 def test_nothing_there_is_no_run(store: Store) -> None:

@@ -26,7 +26,7 @@ def test_csv_has_every_epoch_once_and_every_digit(tmp_path: Path) -> None:
     assert [int(row["epoch"]) for row in rows] == [*range(1, 31), *range(1, 11)]
     assert [row["run"] for row in rows] == ["a (seed 22)"] * 30 + ["b (seed 1)"] * 10
     assert [row["id"] for row in rows] == [runs[0].identity] * 30 + [runs[1].identity] * 10
-    assert [float(row["accuracy"]) for row in rows[:30]] == [line["accuracy"] for line in runs[0].history]
+    assert [float(row["accuracy"]) for row in rows[:30]] == [line.accuracy for line in runs[0].history]
     assert {row["holdout_accuracy"] for row in rows} == {""}
 
 
@@ -49,7 +49,7 @@ def test_tensorboard_reads_back_what_the_history_holds(tmp_path: Path) -> None:
         if tag in log.Tags()["scalars"]:
             assert [event.step for event in log.Scalars(tag)] == list(range(1, 41))
             assert [event.value for event in log.Scalars(tag)] == pytest.approx(
-                [record[name] for record in whole.history], rel=1e-6
+                [getattr(record, name) for record in whole.history], rel=1e-6
             )
 
 

@@ -1,16 +1,17 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from job.errors import ConfigurationError, DataError
-from job.run import heartbeat
+from job.run import layout
 from job.run.checkpoints import Checkpoints
-from job.run.heartbeat import Beat, Heartbeat
+from job.run.heartbeat import Heartbeat
+from job.run.lineage import unsaved_seconds
 from job.store import Store, open_store
 from job.view import status
-
-BEAT = Beat("training", 3, 10, 50, 100, 256, 0.25, 1280.0, 4.0)
+from tests.view.runs import WORKER, beat
 
 
 @pytest.fixture
@@ -19,13 +20,13 @@ def store(tmp_path: Path) -> Store:
 
 
 def begin(store: Store) -> Checkpoints:
-    checkpoints, _ = Checkpoints.claim(store, "ab", {"host": "here", "device": "cpu", "started": "now"})
-    Heartbeat(store, checkpoints.generation, lambda: BEAT).write()
+    checkpoints, _ = Checkpoints.claim(store, "ab", WORKER)
+    Heartbeat(store, checkpoints.generation, beat).write()
     return checkpoints
 
 
 def commit(checkpoints: Checkpoints, finished: bool = False) -> None:
-    checkpoints.commit({"state": b"x"}, epoch=2, step=40, position=240, metrics={}, finished=finished)
+    checkpoints.commit({"state": b"x"}, epoch=2, step=40, position=240, finished=finished)
 
 
 def in_seconds(seconds: float) -> datetime:
@@ -65,7 +66,7 @@ def test_a_finished_run_is_finished_whatever_came_after(store: Store) -> None:
     assert status.read(store).accuracy is None  # not yet published
     store.put("report.json", b'{"accuracy": {"final": 0.75}}')
     with pytest.raises(ConfigurationError):  # an attempt that is refused changes nothing
-        Checkpoints.claim(store, "cd", {})
+        Checkpoints.claim(store, "cd", WORKER)
     seen = status.read(store, in_seconds(3600))
     assert (seen.phase, seen.attempts, seen.accuracy, seen.epoch) == ("finished", 1, 0.75, None)
 
@@ -84,7 +85,7 @@ def test_no_run_is_an_error(store: Store) -> None:
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"schema": "micronet.heartbeat/1"}'])
 def test_a_damaged_heartbeat_is_none(store: Store, content: bytes) -> None:
     begin(store)
-    store.put(heartbeat.key(1), content)
+    store.put(layout.heartbeat(1), content)
     assert status.read(store).phase == "silent"
 
 
@@ -92,5 +93,5 @@ def test_what_a_vanished_attempt_lost_is_read_from_its_heartbeat(store: Store) -
     begin(store)
     commit(begin(store))
     first, second = begin(store).attempts()[:2]
-    assert (first["reason"], heartbeat.unsaved_seconds(store, first)) == ("vanished", 4.0)
-    assert heartbeat.unsaved_seconds(store, second | {"reason": "preempted"}) == 0.0
+    assert (first.reason, unsaved_seconds(store, first)) == ("vanished", 4.0)
+    assert unsaved_seconds(store, replace(second, reason="preempted")) == 0.0

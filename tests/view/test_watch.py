@@ -10,25 +10,25 @@ from pathlib import Path
 import pytest
 
 from job.run.checkpoints import Checkpoints
-from job.run.heartbeat import Beat, Heartbeat
+from job.run.heartbeat import Heartbeat
 from job.store import Store, open_store
 from job.store.base import TransientError
 from job.view.watch import Look, watch
 from tests.servers import FaultProxy
 from tests.terminals import Terminal
+from tests.view.runs import WORKER, beat
 
 STATUS = [sys.executable, "-m", "job.cli", "status"]
 
 
 def begin(store: Store) -> Checkpoints:
-    checkpoints, _ = Checkpoints.claim(store, "ab", {"host": "here", "device": "cpu", "started": "now"})
-    beat = Beat("training", 3, 10, 50, 100, 256, 0.25, 1280.0, 4.0)
-    Heartbeat(store, checkpoints.generation, lambda: beat).write()
+    checkpoints, _ = Checkpoints.claim(store, "ab", WORKER)
+    Heartbeat(store, checkpoints.generation, beat).write()
     return checkpoints
 
 
 def finish(checkpoints: Checkpoints) -> None:
-    checkpoints.commit({"state": b"x"}, epoch=10, step=0, position=1000, metrics={}, finished=True)
+    checkpoints.commit({"state": b"x"}, epoch=10, step=0, position=1000, finished=True)
 
 
 def test_a_terminal_is_redrawn_in_place_until_the_run_is_finished(tmp_path: Path) -> None:

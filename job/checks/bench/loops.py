@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine import device as devices
 from job.machine.preemption import Preemption
 from job.network.wide_resnet import wide_resnet
-from job.run.history import History
-from job.run.outputs import Run
+from job.run.outputs import History, Run
 from job.settings import Cycle, Placement, Recipe
 from job.store import open_store
 from job.train.attempt import Attempt
@@ -84,7 +84,7 @@ class Full:
     of the others.
     """
 
-    def __init__(self, attempt: Attempt, loader: TrainingBatches, recipe: Recipe) -> None:
+    def __init__(self, attempt: Attempt, model: nn.Module, loader: TrainingBatches, recipe: Recipe) -> None:
         self.attempt, self.history = attempt, History()
         self.blocked_seconds: list[float] = []
         self.lost_seconds: list[float] = []
@@ -92,13 +92,13 @@ class Full:
         self._beside: list[bool] = []  # whether a checkpoint was being saved during the step
         self._saving = False
         self._last = time.perf_counter()
-        self.trainer = Trainer(network(recipe, loader.device), loader, recipe, self._after_step)
+        self.trainer = Trainer(model, loader, recipe, self._after_step)
 
     def __call__(self) -> float:
         """Train an epoch; return images a second."""
         saved, stepped = len(self.blocked_seconds), len(self.step_seconds)
         self._last = started = time.perf_counter()
-        self.history.add(self.trainer.train_epoch())
+        self.history.add(self.trainer.train_epoch(), self.attempt.generation)
         self.trainer.next_epoch()
         images = len(self.trainer.batches) * self.trainer.recipe.batch_size
         rate = images / (time.perf_counter() - started)
@@ -135,7 +135,9 @@ def full(
     with tempfile.TemporaryDirectory(prefix="micronet-bench-") as folder:
         run = Run.open(open_store(store or folder), recipe)
         placement = Placement(None, (), folder, checkpoint_every=every_seconds)
-        attempt = Attempt(run, devices.machine(device), placement, Preemption(30))
-        subject = Full(attempt, batches(recipe, device, steps), recipe)
-        with attempt.kept(subject.trainer, subject.history):
-            yield subject
+        model = network(recipe, device)
+        machine = devices.machine(device)
+        with Attempt.claim(run, model, machine, placement, Preemption(30)) as attempt:
+            subject = Full(attempt, model, batches(recipe, device, steps), recipe)
+            with attempt.kept(subject.trainer, subject.history):
+                yield subject

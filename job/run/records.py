@@ -1,0 +1,393 @@
+"""The records of a run, each with its type and bounds: what is written is what may be read, and nothing else.
+
+Most are documents: small JSON objects in a store, sealed, so that a changed byte in one is noticed. A seal
+has no key: it protects against damage. What somebody who may write the bucket puts there is
+held by the types.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import json
+import math
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from job.errors import ConfigurationError, DataError
+from job.run import layout
+from job.store.base import Part, Store
+
+MAX_BYTES = 2**20
+LARGEST = 10**12
+"""Bound of every number here: no count of steps, bytes, seconds or attempts comes near."""
+
+MAX_DEPTH = 32
+MAX_OBJECTS = 64
+MAX_CHECKPOINT_BYTES = 2**32
+"""4 GiB in all; a single put takes 5 GiB. The default network's checkpoint has 116 MB."""
+
+
+class NewerSchemaError(ConfigurationError):
+    """A later version of this program wrote it."""
+
+
+def _time(text: str) -> str:
+    try:
+        time = datetime.fromisoformat(text)
+        if time.tzinfo is None:
+            raise ValueError("it has no zone")
+        time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"no time ({error})") from error
+    return text
+
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Number = Annotated[int, Field(ge=1, le=LARGEST)]
+Generation = Annotated[int, Field(ge=1, le=layout.MAX_COUNT)]
+Quantity = Annotated[float, Field(ge=0, le=LARGEST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(max_length=2**16)]
+Time = Annotated[str, Field(max_length=40), AfterValidator(_time)]
+Owner = Annotated[str, Field(pattern=f"^{layout.OWNER}$")]
+Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")]
+Sha256 = Annotated[str, Field(pattern=f"^{layout.SHA256}$")]
+ManifestKey = Annotated[str, Field(pattern=f"^{layout.MANIFEST_KEY}$")]
+ObjectName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
+Scalar = Annotated[int, Field(ge=0, lt=2**64)] | float | bool | Text | None
+"""A value of a recipe's field or of a machine's description; a seed has up to 64 bits."""
+
+Fields = Annotated[dict[Annotated[str, Field(max_length=64)], Scalar], Field(max_length=64)]
+
+
+class Record(BaseModel):
+    """Some fields. No value is converted, no number is NaN or infinite, and an unknown field is left out."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, content: Any, name: str) -> Self:
+        """Return the record in `content`; DataError naming `name` and the first field that is mistyped."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise _mistyped(name, error) from error
+
+
+class Document(Record):
+    """A record that is stored by itself, sealed.
+
+    The seal is the same in every version of every schema, so that damage and a newer schema differ.
+    """
+
+    SCHEMA: ClassVar[str]
+
+    def encode(self) -> bytes:
+        """Return the fields with their schema and the SHA-256 over both, as JSON."""
+        content = {"schema": self.SCHEMA, **self.model_dump()}
+        return json.dumps({**content, "sha256": _seal(content)}, indent=1).encode()
+
+    @classmethod
+    def decode(cls, data: bytes, key: str) -> Self:
+        """Return the document in `data`; `key` names it in errors.
+
+        Raises DataError when it is damaged or something else, NewerSchemaError when its schema is unknown.
+        """
+        return cls.parse(_unsealed(data, cls.SCHEMA, key), key)
+
+    @classmethod
+    def read(cls, store: Store, key: str) -> Self:
+        """Return the document at `key`; raises what `decode` and the store do."""
+        return cls.decode(fetch(store, key).data, key)
+
+
+class StoredObject(Record):
+    """Where an object lies, its SHA-256 and its size in bytes."""
+
+    key: Annotated[str, Field(pattern=f"^{layout.OBJECT_KEY}$")]
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0, le=MAX_CHECKPOINT_BYTES)]
+
+    @classmethod
+    def of(cls, data: builtins.bytes, generation: int, owner: str) -> StoredObject:
+        """Return where that attempt keeps `data`."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        return cls(key=layout.stored(generation, owner, sha256), sha256=sha256, bytes=len(data))
+
+
+class Metrics(Record):
+    """What a manifest says besides: how many checkpoints the run has had, over all attempts."""
+
+    checkpoints: Count = 0
+
+
+class Manifest(Document):
+    """One checkpoint of a run: the `number`th of the attempt `generation`.
+
+    `epoch` and `step` are those that training continues with, `position` counts the steps done since the
+    start of the run. `finished`: the run's outputs are the objects. `parent` is the key of the manifest
+    before, `saved` the time in UTC; both are for people. `recipe` is the run's from here on; None in what
+    older versions wrote, where recipe.json holds it.
+    """
+
+    SCHEMA: ClassVar[str] = "micronet.checkpoint/1"
+
+    fingerprint: Fingerprint
+    generation: Generation
+    number: Generation
+    owner: Owner
+    epoch: Count
+    step: Count
+    position: Count
+    finished: bool
+    objects: Annotated[dict[ObjectName, StoredObject], Field(max_length=MAX_OBJECTS)]
+    parent: ManifestKey | None = None
+    metrics: Metrics
+    saved: Time
+    recipe: Fields | None = None
+
+    @model_validator(mode="after")
+    def _names_only_its_own(self) -> Self:
+        # An attempt names only what it wrote itself, so nothing that another prunes can be missing here.
+        for stored in self.objects.values():
+            if stored.key != layout.stored(self.generation, self.owner, stored.sha256):
+                raise ValueError(f"it names an object of another writer or hash, {stored.key}")
+        if sum(stored.bytes for stored in self.objects.values()) > MAX_CHECKPOINT_BYTES:
+            raise ValueError(f"its objects are larger than the {MAX_CHECKPOINT_BYTES} bytes allowed")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Where the manifest itself lies."""
+        return layout.manifest(self.generation, self.number)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What sorts the manifests of a run, older first."""
+        return self.generation, self.number
+
+    @classmethod
+    def decode(cls, data: bytes, key: str) -> Self:
+        """See `Document`; it must also be the manifest of `key`."""
+        manifest = super().decode(data, key)
+        if manifest.key != key:
+            raise DataError(f"{key} holds the manifest of {manifest.key}")
+        return manifest
+
+    @classmethod
+    def read(cls, store: Store, key: str) -> Self:
+        """See `Document`; `key` must be a manifest's."""
+        if layout.order_of(key) is None:
+            raise DataError(f"{key} is no manifest's name")
+        return super().read(store, key)
+
+
+class Head(Document):
+    """The owner of a run and the key of its newest committed manifest, None before the first."""
+
+    SCHEMA: ClassVar[str] = "micronet.head/1"
+
+    generation: Generation
+    owner: Owner
+    manifest: ManifestKey | None = None
+    position: Count
+
+
+class Worker(Record):
+    """Who makes an attempt: host and machine, by the names of `device.machine`, and the recipe given."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+
+    host: Text | None = None
+    started: Time | None = None
+    device: Text | None = None
+    recipe: Fields | None = None
+
+
+class End(Record):
+    """How an attempt ended, when, and the position of the newest checkpoint that it left."""
+
+    reason: Text
+    ended: Time
+    position: Count
+
+
+class Claim(Document):
+    """One attempt: whose, what it says of itself, the position it resumed from, and its end if recorded.
+
+    `resumed` is None until HEAD has been moved to it.
+    """
+
+    SCHEMA: ClassVar[str] = "micronet.claim/1"
+
+    generation: Generation
+    owner: Owner
+    attempt: Worker
+    resumed: Count | None = None
+    end: End | None = None
+
+    @property
+    def key(self) -> str:
+        """Where the claim lies."""
+        return layout.claim(self.generation)
+
+
+class Beat(Document):
+    """Where an attempt was; what is not known yet is None."""
+
+    SCHEMA: ClassVar[str] = "micronet.heartbeat/1"
+
+    phase: Annotated[str, Field(pattern="^[a-z]{1,20}$")]
+    epoch: Number  # being trained, from 1
+    epochs: Number
+    step: Count  # done in that epoch
+    steps_per_epoch: Number
+    batch_size: Number
+    accuracy: Share | None = None  # on the test set, after the last whole epoch
+    images_per_second: Quantity | None = None  # in the last whole epoch
+    unsaved_seconds: Quantity = 0.0  # since the newest durable checkpoint was taken
+    time: Time
+
+
+class Epoch(Record):
+    """What happened in one epoch: a line of the history.
+
+    Always: the mean loss of its steps, learning rate and momentum of the last step, the speed of its
+    training part and the attempt that ended it. Where the epoch was evaluated: loss and accuracy on the test
+    set and, with a hold-out, the accuracy on that.
+    """
+
+    epoch: Number  # from 1
+    train_loss: Quantity
+    lr: Quantity
+    momentum: Quantity
+    images_per_second: Annotated[float, Field(gt=0, le=LARGEST)]
+    attempt: Generation
+    test_loss: Quantity | None = None
+    accuracy: Share | None = None
+    holdout_accuracy: Share | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """Return the values that there are."""
+        return self.model_dump(exclude_none=True)
+
+
+class Identity(Record):
+    """recipe.json: the run's identity, and the fields of the recipe that it was created with."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+
+    identity: Fingerprint | None = None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The fields of the recipe, as of `Recipe.to_json`."""
+        return self.model_extra or {}
+
+
+_EPOCHS = TypeAdapter(list[Epoch])
+
+
+def epochs(content: Any, name: str) -> list[Epoch]:
+    """Return the records of epochs 1, 2, 3 and so on; DataError naming `name` for anything else."""
+    try:
+        history = _EPOCHS.validate_python(content)
+    except ValidationError as error:
+        raise _mistyped(name, error) from error
+    if [record.epoch for record in history] != list(range(1, len(history) + 1)):
+        raise DataError(f"{name}: its epochs are not 1, 2, 3 and so on")
+    return history
+
+
+def now() -> str:
+    """Return the time in UTC, as records have it."""
+    return datetime.now(UTC).isoformat()
+
+
+def fetch(store: Store, key: str, most: int = MAX_BYTES) -> Part:
+    """Return the bytes and version of a small object, and one byte of what is too much."""
+    return store.get_range(key, 0, most + 1)
+
+
+def json_object(data: bytes, name: str, most: int = MAX_BYTES) -> dict[str, Any]:
+    """Return the JSON object in `data`: of bounded size, depth and numbers, and text that can be written.
+
+    Raises DataError naming `name`.
+    """
+    if len(data) > most:
+        raise DataError(f"{name} is larger than the {most} bytes allowed")
+    try:
+        content = json.loads(data, parse_constant=_no_number)
+        _check_plain(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} is not JSON, or cut short ({str(error)[:100]})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{name} holds no JSON object")
+    return content
+
+
+def _unsealed(data: bytes, schema: str, key: str) -> dict[str, Any]:
+    content = json_object(data, key)
+    seal = content.pop("sha256", None)
+    if seal is None or seal != _seal(content):
+        raise DataError(f"{key} has been changed since it was written: its own SHA-256 differs")
+    found = content.pop("schema", None)
+    if found == schema:
+        return content
+    name = schema.rpartition("/")[0]
+    if isinstance(found, str) and re.fullmatch(rf"{re.escape(name)}/[1-9][0-9]{{0,3}}", found):
+        raise NewerSchemaError(
+            f"{key} is of schema {found}; this version reads {schema}",
+            "Resume with the version that wrote it, or a newer one",
+        )
+    raise DataError(f"{key} is of schema {str(found)[:60]!r}, not {schema}")
+
+
+def _seal(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _mistyped(name: str, error: ValidationError) -> DataError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))[:100]
+    reason = f"{place}: {first['msg']}" if place else first["msg"]
+    return DataError(f"{name} is not what this program writes ({reason[:200]})")
+
+
+def _check_plain(content: Any) -> None:
+    """Raise ValueError for what is too deep, too large a number, or text that UTF-8 cannot write."""
+    waiting = [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        if isinstance(value, dict):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list):
+            waiting += [(item, depth + 1) for item in value]
+        elif isinstance(value, str):
+            value.encode()
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                _no_number(str(value))
+        elif isinstance(value, int) and abs(value) >= 2**64:
+            raise ValueError("a number of more than 64 bits")
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
