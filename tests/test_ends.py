@@ -1,39 +1,68 @@
-"""Whole runs to their report, as a user starts them: real processes on a few random images."""
+"""Whole runs to their report, as a user starts them, on a few random images."""
 
 import json
 import os
+import pickle
+import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from job import settings
+from job import cli, settings
+from job.checks.child import named, started
+from job.machine.preemption import Preemption
+from job.run import checkpoints, claims
 from job.score import report as reports
-from tests.archives import write_archive
+from job.store import open_store
+from job.view import page
+from tests.archives import contents, write_archive, write_tar
 
-TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--cycles", "2@1e-3", "--batch-size", "16"]
+TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--batch-size", "16", "--precision", "fp32"]
+SHORT = ["--cycles", "1@1e-3"]
+LONG = ["--cycles", "12@1e-3", "--evaluate-every", "100"]  # the first two epochs are not evaluated
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_archive(tmp_path_factory.mktemp("archive") / "tiny.tar.gz", train=40, test=20, classes=5)
+    return write_archive(tmp_path_factory.mktemp("archive") / "tiny.tar.gz", train=100, test=20, classes=5)
 
 
-def train(archive: Path, run: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `micronet train` on the archive, with the last of an option that is given twice."""
-    where = ["--data", str(archive), "--cache", str(archive.parent / "cache"), "--run", str(run)]
+def arguments(archive: Path, run: Path | str) -> list[str]:
+    cache = str(archive.parent / "cache")
+    return [*TINY, "--data", str(archive), "--cache", cache, "--run", str(run)]
+
+
+def process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `micronet` in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "job.cli", "train", *TINY, *where, *options],
+        [sys.executable, "-m", "job.cli", *words],
         capture_output=True,
         text=True,
+        errors="replace",
         env={**os.environ, **environment},
         check=False,
     )
 
 
+@pytest.fixture
+def micronet(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that runs a command line here, from its words to its exit code."""
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["micronet", *words])
+        return cli._run()
+
+    return run
+
+
 def report_of(run: Path) -> dict[str, Any]:
+    assert (run / "report.html").stat().st_size > 10_000
     return dict(json.loads((run / "report.json").read_bytes()))
 
 
@@ -45,7 +74,222 @@ def test_the_reports_schema_knows_every_precision() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_comes_to_its_report_in_every_precision(archive: Path, tmp_path: Path, precision: str) -> None:
-    done = train(archive, tmp_path, "--precision", precision)
+    done = process("train", *arguments(archive, tmp_path), *SHORT, "--precision", precision)
     assert done.returncode == 0, done.stderr
     assert report_of(tmp_path)["training"]["precision"] == precision
-    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--cycles", "1@1e-300"],
+        ["--cycles", "1@1e-3,1@1e-4,1@1e-5"],
+        ["--depth", "16"],
+        ["--width", "2"],
+        ["--batch-size", "1", "--cycles", "1@1e-4"],
+        ["--batch-size", "100"],
+        ["--weight-decay", "0"],
+        ["--weight-decay", "1e300", "--cycles", "1@1e-305"],
+        ["--mixup-alpha", "0"],
+        ["--mixup-alpha", "1e-300"],
+        ["--mixup-alpha", "1000"],
+        ["--crop-padding", "0"],
+        ["--crop-padding", "15"],
+        ["--holdout", "1"],
+        ["--holdout", "84"],
+        ["--seed", "0"],
+        ["--seed", str(2**32)],
+        ["--evaluate-every", "1"],
+        ["--evaluate-every", "1000000000"],
+        ["--checkpoint-every", "0.001s"],
+        ["--checkpoint-every", "1000h"],
+        ["--storage-budget", "0.001s"],
+        ["--grace", "0.001s"],
+        ["--exact"],
+        ["--accept-drift"],
+        ["--store-cache", "none"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_comes_to_its_report_with_every_option_at_its_bounds(
+    micronet: Any, archive: Path, tmp_path: Path, options: list[str]
+) -> None:
+    assert micronet("train", *arguments(archive, tmp_path), *SHORT, *options) == 0
+    report_of(tmp_path)
+
+
+def test_without_deterministic_algorithms_a_run_comes_to_its_report(archive: Path, tmp_path: Path) -> None:
+    done = process("train", *arguments(archive, tmp_path), *SHORT, "--no-deterministic")
+    assert done.returncode == 0, done.stderr
+    assert report_of(tmp_path)["training"]["deterministic"] is False
+
+
+@pytest.mark.parametrize("name", ["", "\n", "\udcff", "x" * 100_000, "\u202e<b>&\0"], ids=ascii)
+def test_a_run_comes_to_its_report_whatever_the_device_is_called(
+    micronet: Any, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("job.machine.device._processor", lambda: name)
+    assert micronet("train", *arguments(archive, tmp_path), *SHORT) == 0
+    assert name in report_of(tmp_path)["training"]["device"]
+
+
+@pytest.fixture(scope="module")
+def killed(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of LONG, killed in its second epoch or later, with a checkpoint in one of them. For copies."""
+    run = tmp_path_factory.mktemp("killed") / "run"
+    with started([*arguments(archive, run), *LONG, "--checkpoint-every", "0.01s"], Preemption(10)) as child:
+        assert child.until(named("epoch"))
+        assert child.until(named("checkpoint"))
+        child.until(lambda event: event["event"] == "checkpoint" and event["epoch"] >= 2)
+        child.signal(signal.SIGKILL)
+        child.end()
+    return run
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--cycles", "5@2e-3,5@1e-4"],
+        ["--batch-size", "32"],
+        ["--batch-size", "32", "--cycles", "11@1e-3"],
+        ["--weight-decay", "0"],
+        ["--mixup-alpha", "0"],
+        ["--crop-padding", "0"],
+        ["--holdout", "16"],
+        ["--seed", "1"],
+        ["--precision", "bf16", "--cycles", "4@1e-3"],
+        ["--precision", "fp16", "--cycles", "4@1e-3"],
+        ["--evaluate-every", "1"],
+        ["--no-deterministic"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_comes_to_its_report_with_every_option_that_may_change(
+    micronet: Any, archive: Path, killed: Path, tmp_path: Path, options: list[str]
+) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    words = ["train", *arguments(archive, run), *LONG]
+    assert micronet(*words, *options) == 78
+    assert micronet(*words, *options, "--accept-drift") == 0
+    changed = {change["field"] for change in report_of(run)["lineage"]["drift"]}
+    names = [option.removeprefix("--").removeprefix("no-") for option in options if option.startswith("--")]
+    assert changed == {f"recipe.{name.replace('-', '_')}" for name in names}
+
+
+@pytest.mark.parametrize(("before", "now"), [("16", "0"), ("0", "16"), ("16", "32")])
+def test_a_run_comes_to_its_report_when_its_holdout_changes(
+    micronet: Any, archive: Path, tmp_path: Path, before: str, now: str
+) -> None:
+    words = [*arguments(archive, tmp_path), *LONG[:2], "--evaluate-every", "1", "--holdout"]
+    with started([*words, before, "--checkpoint-every", "0.01s"], Preemption(10)) as child:
+        assert child.until(lambda event: event["event"] == "checkpoint" and event["epoch"] >= 3)
+        child.signal(signal.SIGKILL)
+        child.end()
+    assert micronet("train", *words, now, "--accept-drift") == 0
+    best = report_of(tmp_path)["accuracy"]["best"]
+    assert best["selected_on"] == ("holdout" if before != "0" != now else "test")
+
+
+def test_a_run_comes_to_its_report_when_its_cycles_end_where_it_is(
+    micronet: Any, archive: Path, killed: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    newest = checkpoints.latest(open_store(str(run)))
+    assert newest
+    cycles = f"{newest.epoch}@1e-3"
+    assert micronet("train", *arguments(archive, run), *LONG[2:], "--cycles", cycles, "--accept-drift") == 0
+    assert report_of(run)["accuracy"]["best"]["epoch"] == newest.epoch
+    last = (run / "history.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["accuracy"] == report_of(run)["accuracy"]["best"]["value"]
+
+
+def test_other_data_of_the_same_shape_is_accepted_to_the_report(
+    micronet: Any, archive: Path, killed: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    other = write_archive(tmp_path / "other.tar.gz", train=100, test=30, classes=5, seed=3)
+    words = arguments(archive, run)
+    words[words.index(str(archive))] = str(other)
+    assert micronet("train", *words, *LONG, "--accept-drift") == 0
+    assert report_of(run)["data"]["test"] == 30
+
+
+@pytest.mark.parametrize("ahead_hours", [1, 24, -24])
+def test_the_clock_of_an_earlier_machine_stops_no_report(
+    micronet: Any, archive: Path, killed: Path, tmp_path: Path, capsys: Any, ahead_hours: int
+) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    store = open_store(str(run))
+    claim = claims.read(store, 1)
+    began = datetime.fromisoformat(claim.attempt["started"]) + timedelta(hours=ahead_hours)
+    replace(claim, attempt={**claim.attempt, "started": began.isoformat()}).save(store)
+    assert micronet("train", *arguments(archive, run), *LONG) == 0
+    training = report_of(run)["training"]
+    assert 0 < training["trained_seconds"] < 3600
+    if ahead_hours > 0:
+        assert "wall_seconds" not in training
+        assert "wall_seconds" in capsys.readouterr().err
+    else:
+        assert training["wall_seconds"] >= training["trained_seconds"]
+
+
+def named_archive(path: Path, **names: list[str]) -> Path:
+    files = contents(train=40, test=20, classes=5)
+    files["meta"] |= names
+    return write_tar(path, {name: pickle.dumps(content, 2) for name, content in files.items()})
+
+
+@pytest.mark.parametrize("field", ["fine_label_names", "coarse_label_names"])
+@pytest.mark.parametrize("name", ["\udcff", "x" * 4_000_000], ids=["lone surrogate", "4 million characters"])
+def test_a_class_name_that_no_page_can_hold_is_bad_data_before_the_first_step(
+    tmp_path: Path, field: str, name: str
+) -> None:
+    rest = ["b", "c", "d", "e"] if field == "fine_label_names" else []
+    archive = named_archive(tmp_path / "named.tar.gz", **{field: [name, *rest]})
+    done = process("train", *arguments(archive, tmp_path / "run"), *SHORT)
+    assert done.returncode == 65, done.stderr[-500:]
+    last = done.stderr.splitlines()[-1]
+    assert field in last
+    assert len(last) < 500
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_names_at_their_bounds_come_to_the_report(micronet: Any, tmp_path: Path) -> None:
+    names = ["x" * 200, "\x1b[31m", "\u202e</script>", " ", "\0"]
+    archive = named_archive(tmp_path / "named.tar.gz", fine_label_names=names, coarse_label_names=["\n"])
+    assert micronet("train", *arguments(archive, tmp_path / "run"), *SHORT) == 0
+    report_of(tmp_path / "run")
+
+
+def test_a_run_whose_path_is_not_utf8_is_refused_before_anything_is_done(
+    archive: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / os.fsdecode(b"run-\xff")
+    done = process("train", *arguments(archive, run), *SHORT)
+    assert done.returncode == 2, done.stderr
+    assert "not UTF-8" in done.stderr.splitlines()[-1]
+    assert not run.exists()
+
+
+def test_an_archive_whose_path_is_not_utf8_comes_to_the_report(archive: Path, tmp_path: Path) -> None:
+    other = tmp_path / os.fsdecode(b"data-\xff.tar.gz")
+    shutil.copy(archive, other)
+    words = arguments(archive, tmp_path / "run")
+    words[words.index(str(archive))] = str(other)
+    done = process("train", *words, *SHORT)
+    assert done.returncode == 0, done.stderr
+    report_of(tmp_path / "run")
+
+
+def test_a_page_that_cannot_be_drawn_does_not_take_the_exit_code(
+    micronet: Any, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as broken:
+        broken.setattr(page, "render", lambda runs: 1 / 0)
+        for _ in range(2):  # the run, and the run that is finished
+            assert micronet("train", *arguments(archive, run), *SHORT) == 0
+            assert "page_failed" in capsys.readouterr().err
+    assert not (run / "report.html").exists()
+    assert micronet("report", str(run), "--output", str(run / "report.html")) == 0
+    report_of(run)

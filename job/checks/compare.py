@@ -16,6 +16,7 @@ MEASURED = (
     "report.lineage",
     "report.environment",
     "report.training.images_per_second",
+    "report.training.trained_seconds",
     "report.training.wall_seconds",
     "report.training.history",
     "report.weights.uri",

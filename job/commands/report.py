@@ -36,7 +36,7 @@ def report(uris: tuple[str, ...], output: str, show: bool, csv: str | None, tens
     from job.view.evidence import read
 
     runs = [read(open_store(uri)) for uri in uris]
-    files.write(Path(output), page.render(runs).encode())
+    files.write(Path(output), page.encode(runs))
     if csv:
         files.write(Path(csv), exports.csv(runs))
     if tensorboard:

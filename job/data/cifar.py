@@ -25,6 +25,7 @@ CIFAR100_STD = (0.26733428587924035, 0.2564384629170881, 0.2761504713256853)
 CHANNELS, SIDE = 3, 32
 PIXELS = CHANNELS * SIDE * SIDE
 MAX_CLASSES = 10_000
+MAX_NAME = 200  # characters of a class name
 
 Channels = tuple[float, float, float]
 
@@ -92,16 +93,28 @@ def _classes(meta: dict[str, Any]) -> tuple[str, ...]:
     names = meta.get("fine_label_names")
     if not isinstance(names, list | tuple):
         raise _wrong("meta", "it has no list `fine_label_names`")
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise _wrong("meta", f"{len(names)} classes, where 2 to {MAX_CLASSES} make a data set")
     names = _texts(names)
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
         raise _wrong("meta", "`fine_label_names` are not different names")
-    if not 2 <= len(names) <= MAX_CLASSES:
-        raise _wrong("meta", f"{len(names)} classes, where 2 to {MAX_CLASSES} make a data set")
+    _check_names(names, "fine_label_names")
     return tuple(names)
 
 
 def _texts(names: Iterable[Any]) -> list[Any]:
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
+
+
+def _check_names(names: Iterable[str], field: str) -> None:
+    """Raise DataError for a name that the weights, the predictions or the page could not hold."""
+    for number, name in enumerate(names):
+        if len(name) > MAX_NAME:
+            raise _wrong("meta", f"`{field}`[{number}] has {len(name)} characters, more than {MAX_NAME}")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise _wrong("meta", f"`{field}`[{number}] is no text that UTF-8 can write") from error
 
 
 def _superclasses(
@@ -121,7 +134,9 @@ def _superclasses(
     of_class = dict(told)
     if not len(told) == len(of_class) == classes:
         return ()
-    return tuple(names[of_class[label]] for label in range(classes))
+    superclasses = tuple(names[of_class[label]] for label in range(classes))
+    _check_names(superclasses, "coarse_label_names")
+    return superclasses
 
 
 def _split(content: dict[str, Any], name: str, classes: int) -> Split:

@@ -110,7 +110,7 @@ def _keep_freed_memory() -> None:
 
 def _processor() -> str:
     try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
             return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()

@@ -151,6 +151,11 @@ class History:
         self.records.append(record)
         return record
 
+    def evaluate_last(self, figures: Mapping[str, float]) -> None:
+        """Add the figures of an evaluation to the last epoch's record; raises what `add` raises."""
+        last = self.records.pop()
+        self.add(last.to_json() | dict(figures), last.attempt)
+
     def best(self) -> dict[str, Any]:
         """Return the report's best epoch: {value: test accuracy, epoch, selected_on}; the first of equals.
 

@@ -23,9 +23,11 @@ def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
     if path is not None:
         from job.store.local import LocalStore
 
+        _check_utf8(str(path.absolute()))
         return RetryingStore(LocalStore(path), retry_seconds)
     parts = urllib.parse.urlsplit(uri)
     bucket, prefix = parts.netloc, uri.split("://", 1)[1].partition("/")[2].strip("/")
+    _check_utf8(uri)
     if parts.scheme != "s3" or not bucket:
         raise UsageError(f"{uri!r} is no store", "Give a folder, file:///folder or s3://bucket/prefix")
     try:
@@ -35,6 +37,14 @@ def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
     from job.store.s3 import S3Store  # boto3 takes 0.3 s to import
 
     return RetryingStore(S3Store(bucket, prefix), retry_seconds)
+
+
+def _check_utf8(uri: str) -> None:
+    """Raise UsageError for bytes that are not UTF-8: reports, pages and buckets could not name the place."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{uri!r} is not UTF-8", "Name a folder whose whole path is UTF-8") from error
 
 
 def local_path(uri: str) -> Path | None:

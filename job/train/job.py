@@ -22,7 +22,7 @@ from job.progress import Plan, Progress
 from job.run import layout
 from job.run.outputs import History, Run
 from job.settings import Placement, Recipe
-from job.store import open_store
+from job.store import Store, open_store
 from job.train.attempt import Attempt
 from job.train.schedule import one_cycle
 from job.train.startup import Startup
@@ -58,8 +58,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     if published := run.report():
         finished = evidence.parse_report(published, run.uri(layout.REPORT))
         events.emit("finished", report=run.uri(layout.REPORT))
-        if not page.is_published(store):  # the storage went away after the report, or the page was deleted
-            events.emit("page", uri=page.publish(store))
+        draw_page(store, redraw=False)
         return finished
 
     info = NetworkInfo(
@@ -105,6 +104,10 @@ def complete(
                 record = history.add(figures, attempt.generation)
                 trainer.next_epoch()
             progress.epoch(record.to_json())
+        if history.records[-1].accuracy is None:  # --accept-drift has made an earlier epoch the last one
+            figures = task.figures(network)
+            with attempt.preemption.deferred():
+                history.evaluate_last(figures)
         attempt.save()
         events.phase("score")
         predictions = task.evaluate(network)
@@ -118,8 +121,20 @@ def complete(
 def present(attempt: Attempt, results: dict[str, bytes]) -> dict[str, Any]:
     """Put a finished run's outputs, and the page drawn of them, where people look; return the report."""
     attempt.publish(results)
-    events.emit("page", uri=page.publish(attempt.store))
+    draw_page(attempt.store)
     return dict(json.loads(results[layout.REPORT]))
+
+
+def draw_page(store: Store, redraw: bool = True) -> None:
+    """Put the page of a finished run next to its report; a failure is logged, since the result is durable.
+
+    Without `redraw` a page that is there stays as it is.
+    """
+    try:
+        if redraw or not page.is_published(store):
+            events.emit("page", uri=page.publish(store))
+    except Exception as error:
+        events.warn("page_failed", reason=str(error), fix=f"Draw it with: micronet report {store.uri}")
 
 
 def initialise(info: NetworkInfo, seed: int) -> nn.Sequential:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 from torch import nn
 
+from job import events
 from job.data.dataset import PreparedData
 from job.machine import device as devices
 from job.machine.environment import environment
@@ -15,6 +18,7 @@ from job.network import weights
 from job.network.weights import NetworkInfo
 from job.run import layout
 from job.run.outputs import History, Run
+from job.run.records import Epoch
 from job.score import report as reports
 from job.score.rules import score
 from job.settings import Recipe
@@ -42,8 +46,8 @@ def conclude(
         layout.SAMPLES: preview.sheet(dataset.train, len(dataset.classes), recipe),
     }
     shape = dataset.train.images.shape[1:]
-    rates = [record.images_per_second for record in history.records]
-    started = datetime.fromisoformat(lineage["attempts"][0]["started"])
+    images = (len(dataset.train) - recipe.holdout) // recipe.batch_size * recipe.batch_size
+    times = durations(history.records, images, lineage["attempts"][0]["started"])
     report = {
         "schema": reports.SCHEMA,
         "run": {"id": run.identity, "uri": run.store.uri},
@@ -59,8 +63,7 @@ def conclude(
             "epochs": recipe.epochs,
             "cycles": ",".join(map(str, recipe.cycles)),
             "batch_size": recipe.batch_size,
-            "images_per_second": round(len(rates) / sum(1 / rate for rate in rates), 1),
-            "wall_seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+            **times,
             "device": devices.describe(device),
             "precision": recipe.precision,
             "deterministic": recipe.deterministic,
@@ -78,3 +81,26 @@ def conclude(
         "environment": environment(),
     }
     return files | {layout.REPORT: reports.encode(report)}
+
+
+def durations(records: Sequence[Epoch], images: int, started: str | None) -> dict[str, float]:
+    """Return the report's speed and times for epochs of `images` images; an unknown time is logged, left out.
+
+    images_per_second and trained_seconds are of the training alone, by the clocks of those who trained;
+    wall_seconds is since the first attempt's start, which another machine's clock may have stamped: it is not
+    known where it is less than what was trained.
+    """
+    rates = [record.images_per_second for record in records]
+    speed = len(rates) / sum(1 / rate for rate in rates) if all(rates) else 0.0
+    times = {"images_per_second": round(speed, 1)}
+    if speed:
+        times["trained_seconds"] = round(len(rates) * images / speed, 1)
+    try:
+        wall = (datetime.now(UTC) - datetime.fromisoformat(started or "")).total_seconds()
+    except (TypeError, ValueError):  # unreadable, or without its time zone
+        wall = -math.inf
+    if wall >= times.get("trained_seconds", 0.0):
+        times["wall_seconds"] = round(wall, 1)
+    else:
+        events.warn("figure_left_out", figure="wall_seconds", first_attempt_started=started)
+    return times

@@ -96,8 +96,13 @@ def is_published(store: Store) -> bool:
 
 def publish(store: Store) -> str:
     """Write the page of the run in `store` next to its report; return its address."""
-    store.put(layout.PAGE, render([read(store)]).encode())
+    store.put(layout.PAGE, encode([read(store)]))
     return f"{store.uri}/{layout.PAGE}"
+
+
+def encode(runs: Sequence[Evidence]) -> bytes:
+    """Return the page of `runs` as a file; what UTF-8 cannot write, as in some paths, is escaped."""
+    return render(runs).encode("utf-8", "backslashreplace")
 
 
 def render(runs: Sequence[Evidence]) -> str:
