@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from job.errors import UsageError
@@ -45,11 +45,20 @@ def parse_cycles(text: str) -> tuple[Cycle, ...]:
     return tuple(cycles)
 
 
+BEFORE = "before"
+
+
+def later(default: Any, before: Any) -> Any:
+    """Return a field that the recipe did not always have: a run without it was trained as with `before`."""
+    return field(default=default, metadata={BEFORE: before})
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that changes the bits of the result. Defaults: the 2019 entry (see README).
 
-    `data_sha256` is the archive's; it and `precision` are filled in when the run is created.
+    `data_sha256` is the archive's; it and `precision` are filled in when the run is created. A field that is
+    added is a `later` one, so that the runs that are there keep their recipe and their fingerprint.
     """
 
     depth: int = 22  # 6n + 4 convolutions on the longest path
@@ -87,16 +96,30 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits of the SHA-256 over every field."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hex digits of the SHA-256 over the fields; a later one counts where it is not as before."""
+        before = self.before()
+        told = {
+            name: value
+            for name, value in self.to_json().items()
+            if name not in before or value != before[name]
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+    @classmethod
+    def before(cls) -> dict[str, Any]:
+        """Return {field: value} of what an older program did by the fields that its recipes lack."""
+        return {field.name: field.metadata[BEFORE] for field in fields(cls) if BEFORE in field.metadata}
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return {**asdict(self), "cycles": ",".join(str(cycle) for cycle in self.cycles)}
 
     def differences(self, other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Return {field: (the other's value, this one's)} where `other`, from `to_json`, differs."""
-        mine = self.to_json()
+        """Return {field: (the other's value, this one's)} where `other`, from `to_json`, differs.
+
+        A field that an older program's recipe lacks has its value of then.
+        """
+        mine, other = self.to_json(), self.before() | other
         return {
             field.name: (other.get(field.name), mine[field.name])
             for field in fields(self)

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -293,3 +293,101 @@ def test_a_page_that_cannot_be_drawn_does_not_take_the_exit_code(
     assert not (run / "report.html").exists()
     assert micronet("report", str(run), "--output", str(run / "report.html")) == 0
     report_of(run)
+
+
+@dataclass(frozen=True)
+class LaterRecipe(settings.Recipe):
+    """The recipe of a later program, which has a field that older runs lack."""
+
+    label_smoothing: float = settings.later(0.0, before=0.0)
+
+
+def test_a_run_of_an_older_program_comes_to_its_report_when_the_recipe_has_a_new_field(
+    micronet: Any, archive: Path, killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    monkeypatch.setattr(settings, "Recipe", LaterRecipe)
+    assert micronet("train", *arguments(archive, run), *LONG, "--exact") == 0
+    lineage = report_of(run)["lineage"]
+    assert len(lineage["attempts"]) == 2
+    assert lineage["drift"] == []
+
+
+@pytest.fixture
+def another(killed: Path, tmp_path: Path) -> Any:
+    """Return a function that copies the killed run as if another machine had begun it."""
+
+    def copy(**differs: str | None) -> Path:
+        run = shutil.copytree(killed, tmp_path / "another")
+        store = open_store(str(run))
+        claim = claims.read(store, 1)
+        replace(claim, attempt={**claim.attempt, **differs}).save(store)
+        return run
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ONEDNN_DEFAULT_FPMATH_MODE", "BF16"), ("ONEDNN_MAX_CPU_ISA", "AVX2"), ("MKL_CBWR", "COMPATIBLE"),
+     ("ATEN_CPU_CAPABILITY", "default"), ("OMP_DYNAMIC", "true")],
+)  # fmt: skip
+def test_a_setting_that_changes_the_bits_is_drift(
+    archive: Path, killed: Path, tmp_path: Path, variable: str, value: str
+) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    words = ["train", *arguments(archive, run), *LONG]
+    done = process(*words, "--exact", **{variable: value})
+    assert done.returncode == 78, done.stderr
+    assert f"{variable} None -> '{value}'" in done.stderr.splitlines()[-1]
+    done = process(*words, **{variable: value})
+    assert done.returncode == 0, done.stderr
+    assert f"{variable}='None -> {value}'" in done.stderr
+    changes = {change["field"]: change for change in report_of(run)["lineage"]["drift"]}
+    assert changes[variable] == {"generation": 2, "field": variable, "before": None, "now": value}
+
+
+@pytest.mark.parametrize("field", ["code", "torch", "torchvision", "numpy", "fastai"])
+def test_another_version_of_what_makes_the_bits_is_drift(
+    micronet: Any, archive: Path, another: Any, capsys: Any, field: str
+) -> None:
+    run = another(**{field: "0.0"})
+    assert micronet("train", *arguments(archive, run), *LONG, "--exact") == 78
+    assert f"{field} '0.0' -> " in capsys.readouterr().err
+    assert micronet("train", *arguments(archive, run), *LONG) == 0
+    (change,) = report_of(run)["lineage"]["drift"]
+    assert (change["field"], change["before"]) == (field, "0.0")
+
+
+def test_other_hardware_is_refused_for_another_machine_to_retry(
+    micronet: Any, archive: Path, another: Any
+) -> None:
+    assert micronet("train", *arguments(archive, another(device="a GPU")), *LONG, "--exact") == 74
+
+
+def test_an_attempt_that_did_not_record_a_field_is_no_drift(
+    micronet: Any, archive: Path, killed: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    store = open_store(str(run))
+    claim = claims.read(store, 1)
+    old = {name: claim.attempt[name] for name in ("host", "started", "device", "torch", "recipe")}
+    replace(claim, attempt=old).save(store)
+    assert micronet("train", *arguments(archive, run), *LONG, "--exact") == 0
+    assert report_of(run)["lineage"]["drift"] == []
+
+
+def test_a_finished_run_names_the_code_that_made_it_and_the_code_that_is_here(
+    archive: Path, killed: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(killed, tmp_path / "run")
+    shutil.copytree(Path(cli.__file__).parent, tmp_path / "code" / "job")
+    words = ["train", *arguments(archive, run), *LONG]
+    done = process(*words, "--exact", PYTHONPATH=str(tmp_path / "code"))  # the same code at another place
+    assert done.returncode == 0, done.stderr
+    augment = tmp_path / "code" / "job" / "train" / "augment.py"
+    augment.write_text(augment.read_text().replace("MAX_ROTATE = 10.0", "MAX_ROTATE = 45.0"))
+    done = process(*words, PYTHONPATH=str(tmp_path / "code"))
+    assert done.returncode == 0, done.stderr
+    assert "made_by" in done.stderr
+    assert "code_changed" in done.stderr

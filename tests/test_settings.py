@@ -1,9 +1,9 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from job.errors import UsageError
-from job.settings import DEMO, Cycle, Recipe, parse_cycles
+from job.settings import DEMO, Cycle, Recipe, later, parse_cycles
 
 
 def test_cycles_parse_and_print() -> None:
@@ -55,3 +55,18 @@ def test_differences_name_the_field_and_both_values() -> None:
     other = replace(Recipe(), batch_size=128).to_json()
     assert Recipe().differences(other) == {"batch_size": (128, 256)}
     assert Recipe().differences(Recipe().to_json()) == {}
+
+
+@dataclass(frozen=True)
+class Later(Recipe):
+    """A recipe of a later program."""
+
+    label_smoothing: float = later(0.1, before=0.0)
+
+
+def test_a_field_that_an_older_recipe_lacks_has_its_value_of_then() -> None:
+    older, now = Recipe().to_json(), Later(label_smoothing=0.0)
+    assert now.differences(older) == {}
+    assert now.fingerprint == Recipe().fingerprint
+    assert Later().differences(older) == {"label_smoothing": (0.0, 0.1)}
+    assert Later().fingerprint != Recipe().fingerprint

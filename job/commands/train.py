@@ -56,7 +56,11 @@ Examples:
 @option(
     "--grace", type=SECONDS, default=30.0, metavar="TIME", help="Time from SIGTERM until the machine is gone."
 )
-@option("--exact", is_flag=True, help="Stop with 74 on a machine that is not like the one before.")
+@option(
+    "--exact",
+    is_flag=True,
+    help="Refuse a machine (74) or a software (78) that is not like the attempt before's.",
+)
 @option(
     "--accept-drift", is_flag=True, help="Go on with other recipe options than the run's; the report tells."
 )

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -13,10 +14,40 @@ import torch
 from job import events
 from job.errors import ConfigurationError
 from job.machine import driver
+from job.machine.environment import source_hash
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
-MACHINE = ("device", "torch", "cuda", "cudnn")
+HARDWARE = ("device",)
+"""What another machine of the same kind mends."""
+
+SETTINGS = (
+    "ATEN_CPU_CAPABILITY",
+    "DNNL_CPU_ISA_HINTS",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_DYNAMIC",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "OMP_DYNAMIC",
+    "ONEDNN_CPU_ISA_HINTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+)
+"""Variables of the environment by which PyTorch's libraries choose other arithmetic."""
+
+GPU_SETTINGS = (
+    "CUBLASLT_WORKSPACE_SIZE",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCH_BLAS_PREFER_CUBLASLT",
+    "TORCH_CUDNN_V8_API_DISABLED",
+)
+
+PACKAGES = ("fastai", "numpy", "torchvision")
+
+MACHINE = (*HARDWARE, "code", "torch", "cuda", "cudnn", *PACKAGES, *SETTINGS, *GPU_SETTINGS)
 """What `machine` returns; a difference between two attempts at a run is drift."""
 
 
@@ -86,14 +117,23 @@ def describe(device: torch.device) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str | None]:
-    """Return what the bits hang on besides the recipe, by the names in MACHINE."""
+    """Return what the bits depend on besides the recipe, by the names in MACHINE; call after `configure`."""
     on_gpu = device.type == "cuda"
     return {
         "device": describe(device),
+        "code": source_hash(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_gpu else None,
         "cudnn": str(torch.backends.cudnn.version()) if on_gpu else None,  # type: ignore[no-untyped-call]
+        **{name: version(name) for name in PACKAGES},
+        **{name: _setting(name) for name in SETTINGS},
+        **{name: _setting(name) if on_gpu else None for name in GPU_SETTINGS},
     }
+
+
+def _setting(name: str) -> str | None:
+    value = os.environ.get(name)
+    return None if value is None else value[:200].encode("utf-8", "backslashreplace").decode()
 
 
 def _keep_freed_memory() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from job.machine import driver
+
+SOURCES = (".py", ".json", ".html", ".css", ".js")
 
 
 def environment() -> dict[str, str | None]:
@@ -21,7 +26,8 @@ def environment() -> dict[str, str | None]:
     """
     return {
         "micronet": version("micronet"),
-        "git": os.environ.get("MICRONET_REVISION") or _revision(),
+        "git": revision(),
+        "code": source_hash(),
         "image": os.environ.get("MICRONET_IMAGE"),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -31,8 +37,28 @@ def environment() -> dict[str, str | None]:
     }
 
 
-def _revision() -> str | None:
-    return _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40")
+def name_code(environment: dict[str, Any]) -> str:
+    """Return the revision and the code's hash out of a report's environment section, for people."""
+    return f"{environment.get('git') or 'unknown revision'}, code {environment.get('code', 'unknown')}"
+
+
+@functools.cache  # what runs is what was loaded, whatever becomes of the files meanwhile
+def source_hash() -> str:
+    """Return twelve hex digits of the SHA-256 over the installed package's sources."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.suffix in SOURCES:
+            data = path.read_bytes()
+            digest.update(f"{path.relative_to(package).as_posix()} {len(data)}\n".encode() + data)
+    return digest.hexdigest()[:12]
+
+
+def revision() -> str | None:
+    """Return the image's or the checkout's revision, None where neither is known."""
+    return os.environ.get("MICRONET_REVISION") or _output(
+        "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"
+    )
 
 
 def _output(*command: str) -> str | None:

@@ -9,6 +9,7 @@ from job.errors import ConfigurationError, DataError
 from job.machine.device import MACHINE
 from job.run import claims, layout
 from job.run.records import Beat, Number, Record, Text, Worker
+from job.settings import Recipe
 from job.store.base import AbsentError, Store
 
 VANISHED, UNREADABLE, REFUSED, FINISHED = "vanished", "unreadable", "refused", "finished"
@@ -106,5 +107,6 @@ def _circumstances(worker: Worker) -> dict[str, str | None]:
     """Return what an attempt's bits depend on, as text."""
     given = worker.model_dump(exclude_unset=True)
     fields = {field: given[field] for field in MACHINE if field in given}
-    fields |= {f"recipe.{field}": value for field, value in (worker.recipe or {}).items()}
+    recipe = Recipe.before() | worker.recipe if worker.recipe else {}
+    fields |= {f"recipe.{field}": value for field, value in recipe.items()}
     return {field: None if value is None else str(value) for field, value in fields.items()}

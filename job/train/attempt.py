@@ -14,6 +14,8 @@ from torch import nn
 
 from job import events
 from job.errors import ConfigurationError, DataError, FencedError, JobError, MachineError, PreemptedError
+from job.machine.device import HARDWARE
+from job.machine.environment import revision
 from job.machine.notices import NoticePoller
 from job.machine.preemption import Preemption
 from job.run import claims, layout, records
@@ -82,7 +84,7 @@ class Attempt:
         what `Checkpoints.claim` and the block raise.
         """
         host, recipe = events.printable(socket.gethostname()), run.recipe.to_json()
-        described = {"host": host, "started": records.now(), "recipe": recipe, **machine}
+        described = {"host": host, "started": records.now(), "recipe": recipe, "git": revision(), **machine}
         worker = Worker.parse(described, "this attempt")
         poller = NoticePoller()
         poller.start()
@@ -312,14 +314,22 @@ def _refuse_doomed_machine(poller: NoticePoller) -> None:
 
 
 def _report_drift(store: Store, worker: Worker, exact: bool) -> None:
-    """Log what differs from the attempt before; MachineError where the machine must be `exact`."""
+    """Log what differs from the attempt before; where it must be `exact`, raise.
+
+    MachineError for other hardware, which another machine may mend, else ConfigurationError.
+    """
     last = claims.last(store)
     changes = drift([(last.generation, last.attempt), (last.generation + 1, worker)]) if last else []
     if changes and exact:
         listed = ", ".join(f"{change.field} {change.before!r} -> {change.now!r}" for change in changes)
-        raise MachineError(
-            f"this machine is not like the one before: {listed}",
-            "Use the same kind, or leave --exact out",
+        if {change.field for change in changes} <= set(HARDWARE):
+            raise MachineError(
+                f"this machine is not like the one before: {listed}",
+                "Use the same kind, or leave --exact out",
+            )
+        raise ConfigurationError(
+            f"the software is not that of the attempt before: {listed}",
+            "Use the same image, code and environment, or leave --exact out",
         )
     if changes:
         events.warn("drift", **{change.field: f"{change.before} -> {change.now}" for change in changes})

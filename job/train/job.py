@@ -15,6 +15,7 @@ from job import events
 from job.data.dataset import prepare
 from job.data.store_cache import place
 from job.machine import device as devices
+from job.machine.environment import environment, name_code
 from job.machine.preemption import Preemption
 from job.network.weights import NetworkInfo
 from job.preflight import start as preflight
@@ -57,7 +58,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     run = Run.open(store, recipe, placement.accept_drift)
     if published := run.report():
         finished = evidence.parse_report(published, run.uri(layout.REPORT))
-        events.emit("finished", report=run.uri(layout.REPORT))
+        report_finished(run.uri(layout.REPORT), finished["environment"])
         draw_page(store, redraw=False)
         return finished
 
@@ -123,6 +124,14 @@ def present(attempt: Attempt, results: dict[str, bytes]) -> dict[str, Any]:
     attempt.publish(results)
     draw_page(attempt.store)
     return dict(json.loads(results[layout.REPORT]))
+
+
+def report_finished(uri: str, made_by: dict[str, Any]) -> None:
+    """Log which code made a finished run and which is here; `made_by` is the report's environment section."""
+    here = environment()
+    events.emit("finished", report=uri, made_by=name_code(made_by), here=name_code(here))
+    if made_by.get("code", here["code"]) != here["code"]:
+        events.warn("code_changed", fix="Train it with this code in its own --run, if that matters")
 
 
 def draw_page(store: Store, redraw: bool = True) -> None:

@@ -107,7 +107,7 @@ def test_another_machine_is_told_and_with_exact_refused(archive: Path, tmp_path:
     here = devices.machine(torch.device("cpu"))
     first = {"host": "there", "started": "2026-11-22T12:00:00+00:00", **here, "torch": "1.1.0"}
     Checkpoints.claim(open_store(str(tmp_path)), "ab", Worker.parse(first, "first"))
-    with pytest.raises(MachineError, match=r"torch '1\.1\.0' -> "):
+    with pytest.raises(ConfigurationError, match=r"torch '1\.1\.0' -> "):
         train(RECIPE, replace(place(archive, tmp_path), exact=True))
     lineage = train(RECIPE, place(archive, tmp_path))["lineage"]
     change = {"field": "torch", "before": "1.1.0", "now": torch.__version__}
