@@ -42,6 +42,14 @@ class NetworkInfo:
 _INFO = TypeAdapter(NetworkInfo)
 
 
+def locate(uri: str, of_run: str) -> tuple[str, str]:
+    """Return folder and file of the weights that `uri` names: a .safetensors file, or `of_run` in a run."""
+    if not uri.endswith(".safetensors"):
+        return uri, of_run
+    folder, _, name = uri.rpartition("/")
+    return ("/" if uri.startswith("/") and not folder else folder or "."), name
+
+
 def save(network: nn.Module, info: NetworkInfo) -> bytes:
     """Return the state dict and `info` as one safetensors file; equal weights give equal bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}

@@ -1,6 +1,6 @@
 """The rule sets `writeup` and `leaderboard`: the 2019 entry's own arithmetic, from the shapes alone.
 
-They say nothing of bits and zeros: a multiplication counts 1/2, an addition 1, a parameter 1, and what is
+They know neither bits nor zeros: a multiplication counts 1/2, an addition 1, a parameter 1, and what is
 not named counts nothing.
 """
 
@@ -14,41 +14,43 @@ from torch import nn
 from job.score import formulas as f
 from job.score.graph import Graph, Operation
 from job.score.operations import TABLE
-from job.score.tally import Line, Tally, Values
+from job.score.tally import Baseline, Line, Tally, Values
 
 Count = Callable[[Operation], tuple[int, int] | None]
 
 
-def writeup(graph: Graph) -> Tally:
+def writeup(graph: Graph, baseline: Baseline | None) -> Tally:
     """Count the convolutions and linear layers without their biases, and the average pools."""
-    return _tally(graph, ("conv", "linear", "pool"), _writeup_count)
+    return _tally(graph, ("conv", "linear", "pool"), _writeup_count, baseline)
 
 
-def leaderboard(graph: Graph) -> Tally:
+def leaderboard(graph: Graph, baseline: Baseline | None) -> Tally:
     """Count as `writeup`, and one multiplication for each element that a ReLU *module* passes."""
-    return _tally(graph, ("conv", "linear", "pool", "relu"), _leaderboard_count)
+    return _tally(graph, ("conv", "linear", "pool", "relu"), _leaderboard_count, baseline)
 
 
-def _tally(graph: Graph, kinds: tuple[str, ...], count: Count) -> Tally:
+def _tally(graph: Graph, kinds: tuple[str, ...], count: Count, baseline: Baseline | None) -> Tally:
     def lines() -> Iterator[Line]:
         for operation in graph.operations:
             counted = count(operation)
             if counted is not None:
                 multiplications, additions = counted
+                weighed = Fraction(multiplications, 2) + additions
                 yield Line(
                     operation.layer,
                     TABLE[operation.name].kind,
                     operation.name,
                     multiplications,
                     additions,
-                    Fraction(multiplications, 2) + additions,
+                    weighed,
+                    weighed,
                 )
 
     values = tuple(
         Values(stored.name.rpartition(".")[0], stored.name, Fraction(stored.tensor.numel()))
         for stored in graph.parameters
     )
-    return Tally(kinds, tuple(lines()), values)
+    return Tally(kinds, tuple(lines()), values, baseline)
 
 
 def _writeup_count(operation: Operation) -> tuple[int, int] | None:

@@ -1,83 +1,118 @@
-"""Bits that an entry declares beside its model, for values and activations that are quantised by simulation.
+"""Bits that an entry declares for its model, for values and sums that are quantised by simulation.
 
-    {"parameters":  {"*.weight": 4, "stem.weight": {"bits": 8, "scales": 16}},
-     "activations": {"block*": 4, "*": {"bits": 8, "sign_bit": true}}}
+    {"parameters":   {"*.weight": 4, "stem.weight": {"bits": 8, "scales": 16}},
+     "activations":  {"block*:relu": 32, "block*": 4, "*": {"bits": 8, "sign_bit": true}},
+     "accumulators": {"head": 32, "stem": 20, "*": "exact"}}
 
-Patterns are those of a shell, over the names in the state dict and over the paths of layers; the first that
-fits holds. `scales` are further 32-bit values kept with the tensor; `block`, for example [4, 4], is the size
-of the blocks that are zero or kept whole, of the matrix of filters. An activation pattern says how wide the
-activations are that a layer's operations read; `sign_bit` that the format has one of its own, which int8,
-as a two's complement, has not. A value of 1 bit stands for -1 or +1.
+Patterns are those of a shell. A parameter's is compared with the names in the state dict; it holds for the
+parameter and for what is computed from it ahead of time. An activation's and an accumulator's is compared
+with the path of each layer and with `layer:kind`, the kinds being those that the score's table lists. The
+first pattern that fits holds.
+
+- parameters: `scales` are further 32-bit values kept with the tensor; `block`, for example [4, 4], is the
+  size of the blocks that are zero or kept whole, of the matrix of filters. 1 bit stands for -1 or +1.
+- activations: the bits of what a layer's operations read; `sign_bit` that the format has one of its own,
+  which int8, as a two's complement, has not.
+- accumulators: the bits of a dot product's or a mean's sums, or `exact`: an adder tree over the products,
+  each level of which is a bit wider. They make a figure of their own; the score keeps 32 bits for sums.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from job.errors import UsageError
 
+Bits = Annotated[int, Field(ge=1, le=32)]
+Side = Annotated[int, Field(ge=1)]
+Accumulator = Bits | Literal["exact"]
+Found = TypeVar("Found")
 
-@dataclass(frozen=True)
-class Width:
-    """Bits of a value, and whether its sign is a bit of its own (as in IEEE floats)."""
 
-    bits: int
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _none_or_two(sides: list[int]) -> list[int]:
+    if len(sides) not in (0, 2):
+        raise ValueError(sides)
+    return sides
+
+
+class ValueBits(_Record):
+    """Bits of each value of a stored tensor, the number of 32-bit scales, and the sides of its blocks.
+
+    Without `scales` those that the model has for the tensor are counted.
+    """
+
+    bits: Bits
+    scales: Annotated[int, Field(ge=0)] | None = None
+    block: Annotated[list[Side], AfterValidator(_none_or_two)] = []
+
+
+class ActivationBits(_Record):
+    """Bits of the values that an operation reads, and whether their sign is a bit of its own."""
+
+    bits: Bits
     sign_bit: bool = False
 
 
-@dataclass(frozen=True)
-class ValueBits:
-    """Bits of each value of a stored tensor, the number of 32-bit scales, and the sides of its blocks."""
-
-    bits: int
-    scales: int = 0
-    block: tuple[int, ...] = ()
+def _bare(value: Any) -> Any:
+    return {"bits": value} if type(value) is int else value
 
 
-Bits = TypeVar("Bits", ValueBits, Width)
+Parameter = Annotated[ValueBits, BeforeValidator(_bare)]
+Activation = Annotated[ActivationBits, BeforeValidator(_bare)]
 
 
-@dataclass(frozen=True)
-class Declared:
-    """What was declared: (pattern, bits) in the order of the file."""
+class Declared(_Record):
+    """What was declared: bits by pattern, in the order of the file."""
 
-    parameters: tuple[tuple[str, ValueBits], ...] = ()
-    activations: tuple[tuple[str, Width], ...] = ()
+    parameters: dict[str, Parameter] = {}
+    activations: dict[str, Activation] = {}
+    accumulators: dict[str, Accumulator] = {}
 
     @classmethod
     def parse(cls, text: str | bytes) -> Declared:
         """Read the JSON shown above; raise UsageError naming what in it is wrong."""
         try:
-            document = json.loads(text)
+            json.loads(text)  # pydantic's own message names neither line nor column
         except ValueError as error:
             raise UsageError(f"--bits: not JSON: {error}") from error
-        if not isinstance(document, dict) or document.keys() - {"parameters", "activations"}:
-            raise UsageError("--bits: expected an object with `parameters` and `activations`")
-        return cls(
-            tuple(_entries(document, "parameters", _value_bits)),
-            tuple(_entries(document, "activations", _width)),
-        )
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise _explain(error) from error
 
     def value(self, name: str) -> ValueBits | None:
         """Return the bits declared for the stored tensor `name`."""
-        return next((bits for pattern, bits in self.parameters if fnmatchcase(name, pattern)), None)
+        return _first(self.parameters, name)
 
-    def activation(self, layer: str) -> Width | None:
-        """Return the width declared for the activations that `layer` reads."""
-        return next((width for pattern, width in self.activations if fnmatchcase(layer, pattern)), None)
+    def activation(self, layer: str, kind: str) -> ActivationBits | None:
+        """Return the bits declared for what operations of `kind` in `layer` read."""
+        return _first(self.activations, layer, f"{layer}:{kind}")
+
+    def accumulator(self, layer: str, kind: str) -> Accumulator | None:
+        """Return the bits declared for the sums of operations of `kind` in `layer`."""
+        return _first(self.accumulators, layer, f"{layer}:{kind}")
 
     def check(self, names: Iterable[str], layers: Iterable[str]) -> None:
-        """Raise UsageError for a pattern that fits nothing, which is a misspelt one."""
-        for what, entries, known in (
-            ("parameters", self.parameters, list(names)),
-            ("activations", self.activations, list(layers)),
+        """Raise UsageError for a pattern that fits nothing, which is a misspelt one.
+
+        `names` are those of the stored tensors, `layers` paths of layers and `path:kind`.
+        """
+        known_names, known_layers = list(names), list(dict.fromkeys(layers))
+        for what, patterns, known in (
+            ("parameters", self.parameters, known_names),
+            ("activations", self.activations, known_layers),
+            ("accumulators", self.accumulators, known_layers),
         ):
-            for pattern, _ in entries:
+            for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in known):
                     raise UsageError(
                         f"--bits: no {what} fit {pattern!r}",
@@ -85,41 +120,21 @@ class Declared:
                     )
 
 
-def _entries(
-    document: dict[str, Any], section: str, read: Callable[[dict[str, Any]], Bits]
-) -> Iterator[tuple[str, Bits]]:
-    entries = document.get(section, {})
-    if not isinstance(entries, dict):
-        raise UsageError(f"--bits: `{section}` is not an object of patterns")
-    for pattern, value in entries.items():
-        try:
-            yield pattern, read(dict(value) if isinstance(value, dict) else {"bits": value})
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"--bits: {section} {pattern!r}: {json.dumps(value)} is no width",
-                "Write the bits, 1 to 32, or an object with `bits` and what goes with them",
-            ) from error
+def _first(patterns: Mapping[str, Found], *names: str) -> Found | None:
+    fitting = (
+        bits for pattern, bits in patterns.items() if any(fnmatchcase(name, pattern) for name in names)
+    )
+    return next(fitting, None)
 
 
-def _value_bits(fields: dict[str, Any]) -> ValueBits:
-    block = fields.pop("block", [])
-    if not isinstance(block, list) or len(block) not in (0, 2):
-        raise ValueError(block)
-    result = ValueBits(**fields, block=tuple(_whole(side, 1) for side in block))
-    _whole(result.bits, 1, 32)
-    _whole(result.scales, 0)
-    return result
-
-
-def _width(fields: dict[str, Any]) -> Width:
-    result = Width(**fields)
-    _whole(result.bits, 1, 32)
-    if not isinstance(result.sign_bit, bool):
-        raise ValueError(result.sign_bit)
-    return result
-
-
-def _whole(value: object, low: int, high: float = math.inf) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise ValueError(value)
-    return value
+def _explain(error: ValidationError) -> UsageError:
+    first = error.errors(include_url=False)[0]
+    section, *rest = map(str, first["loc"]) if first["loc"] else ("",)
+    if section not in Declared.model_fields:
+        return UsageError("--bits: expected an object with `parameters`, `activations` and `accumulators`")
+    if not rest:
+        return UsageError(f"--bits: `{section}` is not an object of patterns")
+    return UsageError(
+        f"--bits: {section} {rest[0]!r}: {json.dumps(first['input'])} is no width",
+        'Write the bits, 1 to 32, or an object with `bits` and what goes with them; a sum may be "exact"',
+    )

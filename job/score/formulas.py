@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,16 +11,36 @@ from job.score.graph import Operand, Operation
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Sums of products of `factors` (of the values themselves where it is one): `counts[n]` of n terms."""
+
+    counts: Counter[int]
+    factors: tuple[Operand, ...]
+
+    def term(self) -> Term:
+        """Return their additions: n - 1 for n terms."""
+        return Term(additions=sum(max(n - 1, 0) * count for n, count in self.counts.items()), sums=self)
+
+    def plus(self, *added: Operand) -> Term:
+        """Return one more addition for each sum, of `added`, or else of a 32-bit value."""
+        return Term(additions=self.counts.total(), sums=self, added=added)
+
+
+@dataclass(frozen=True)
 class Term:
     """So many multiplications and additions between `inputs`, the widest of which decides their bits.
 
     Without inputs they are between 32-bit values: accumulators, intermediate results, Python numbers.
-    Where an operator has dot products, their multiplications and additions are its first two terms.
+    Additions in accumulators have the `sums` that they are part of, and where they come after the sums
+    what is `added`. Where an operator has dot products, their multiplications and additions are its first
+    two terms.
     """
 
     multiplications: int = 0
     additions: int = 0
     inputs: tuple[Operand, ...] = ()
+    sums: Sums | None = None
+    added: tuple[Operand, ...] | None = None
 
 
 IsSparse: TypeAlias = Callable[[Operand], bool]
@@ -82,44 +103,41 @@ def convolution(op: Operation, sparse: IsSparse) -> list[Term]:
     """Count a dot product with each filter at each position; the bias is one more addition."""
     image, weight, bias = op["input"], op["weight"], op["bias"]
     outputs = op.output.numel
-    products, sums = _per_filter(weight, sparse)
+    lengths = _lengths_per_filter(weight, sparse)
     if op["transposed"]:  # weight [inputs, ...]: each input meets its filter, and the products add up
-        multiplications = products * (image.numel // weight.shape[0])
-        additions = max(multiplications - outputs, 0)
-    else:
-        positions = outputs // weight.shape[0]
-        multiplications, additions = products * positions, sums * positions
-    return [
-        Term(multiplications=multiplications, inputs=(image, weight)),
-        Term(additions=additions),
-        Term(additions=outputs if bias is not None else 0),
-    ]
+        multiplications = sum(lengths) * (image.numel // weight.shape[0])
+        return [
+            Term(multiplications=multiplications, inputs=(image, weight)),
+            Term(additions=max(multiplications - outputs, 0)),
+            Term(additions=outputs if bias is not None else 0),
+        ]
+    return _dot_products(lengths, outputs // weight.shape[0], (image, weight), bias)
 
 
 def linear(op: Operation, sparse: IsSparse) -> list[Term]:
     """Count a dot product with each row of the weight [outputs, inputs], the bias as one more addition."""
-    image, weight, outputs = op["input"], op["weight"], op.output.numel
-    products, sums = _per_filter(weight, sparse)
-    positions = outputs // weight.shape[0]
-    return [
-        Term(multiplications=products * positions, inputs=(image, weight)),
-        Term(additions=sums * positions),
-        Term(additions=outputs if op["bias"] is not None else 0),
-    ]
+    weight = op["weight"]
+    positions = op.output.numel // weight.shape[0]
+    return _dot_products(_lengths_per_filter(weight, sparse), positions, (op["input"], weight), op["bias"])
 
 
-def _per_filter(weight: Operand, sparse: IsSparse) -> tuple[int, int]:
-    """Return products and additions of one dot product with each filter of `weight` [filters, ...].
-
-    n non-zero weights make n products and n - 1 additions.
-    """
+def _lengths_per_filter(weight: Operand, sparse: IsSparse) -> list[int]:
+    """Return the length of the dot product with each filter of `weight` [filters, ...]."""
     if not sparse(weight) or weight.tensor is None:
-        return weight.numel, weight.numel - weight.shape[0]
-    return _lengths((weight.tensor != 0).flatten(1).sum(1).tolist())
+        return weight.shape[0] * [weight.numel // weight.shape[0]]
+    lengths: list[int] = (weight.tensor != 0).flatten(1).sum(1).tolist()
+    return lengths
 
 
-def _lengths(lengths: list[int]) -> tuple[int, int]:
-    return sum(lengths), sum(max(length - 1, 0) for length in lengths)
+def _dot_products(
+    lengths: Iterable[int], times: int, factors: tuple[Operand, ...], bias: Operand | None
+) -> list[Term]:
+    """Count dot products of these lengths, each so many times: products, sums and biases."""
+    counts = Counter(lengths)
+    sums = Sums(Counter({n: count * times for n, count in counts.items()}), factors)
+    products = sum(n * count for n, count in sums.counts.items())
+    after = sums.plus(bias) if bias is not None else Term()
+    return [Term(multiplications=products, inputs=factors), sums.term(), after]
 
 
 def matrix_product(left: str, right: str, added: str = "") -> Formula:
@@ -127,27 +145,43 @@ def matrix_product(left: str, right: str, added: str = "") -> Formula:
 
     def formula(op: Operation, sparse: IsSparse) -> list[Term]:
         outputs = op.output.numel
-        multiplications, additions = _matrix(op[left], op[right], outputs, sparse)
+        lengths, times = _matrix(op[left], op[right], outputs, sparse)
+        bias = op[added] if added and op["beta"] != 0 else None
         scalings = sum(op[factor] not in (None, 0, 1) for factor in ("alpha", "beta"))
         return [
-            Term(multiplications=multiplications, inputs=(op[left], op[right])),
-            Term(additions=additions),
-            Term(scalings * outputs, outputs if added and op["beta"] != 0 else 0),
+            *_dot_products(lengths, times, (op[left], op[right]), bias),
+            Term(multiplications=scalings * outputs),
         ]
 
     return formula
 
 
-def _matrix(left: Operand, right: Operand, outputs: int, sparse: IsSparse) -> tuple[int, int]:
-    """Return products and additions of `left` [..., m, k] times `right` [..., k, n], or [k]."""
+def _matrix(left: Operand, right: Operand, outputs: int, sparse: IsSparse) -> tuple[list[int], int]:
+    """Return the lengths of the dot products in `left` [..., m, k] times `right` [..., k, n] or [k].
+
+    Also how often each comes.
+    """
     for constant, dim in ((left, -1), (right, max(-2, -len(right.shape)))):
         if sparse(constant) and constant.tensor is not None:
-            lengths = (constant.tensor != 0).sum(dim).flatten().tolist()
-            products, sums = _lengths(lengths)
-            times = outputs // len(lengths)  # dot products that each filter takes part in
-            return products * times, sums * times
-    length = left.shape[-1]
-    return outputs * length, outputs * (length - 1)
+            lengths: list[int] = (constant.tensor != 0).sum(dim).flatten().tolist()
+            return lengths, outputs // len(lengths)
+    return [left.shape[-1]], outputs
+
+
+def lstm(op: Operation, sparse: IsSparse) -> list[Term]:
+    """Count a layer of LSTM cells: gates of the input and of the state, both biases, and the gating."""
+    image, hidden = op["input"], op["hidden_size"]
+    steps = image.numel // image.shape[-1]
+    terms = []
+    for factors, bias in (
+        ((image, op["weight0"]), op["weight2"]),
+        ((op.output, op["weight1"]), op["weight3"]),
+    ):
+        lengths = _lengths_per_filter(factors[1], sparse)
+        terms += _dot_products(lengths, steps, factors, bias if op["has_biases"] else None)
+    gates = Term(additions=4 * hidden * steps)  # of the input and of the state, added
+    # Of each value: three sigmoids and two tanh, f * c + i * g, and o * tanh(c).
+    return [*terms, gates, Term((3 * 2 + 2 + 2 + 1) * hidden * steps, (3 * 1 + 1) * hidden * steps)]
 
 
 def attention(op: Operation, _sparse: IsSparse) -> list[Term]:

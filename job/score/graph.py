@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from job.score.stored import Stored
 
@@ -30,7 +31,7 @@ class Operand:
 
     @property
     def is_activation(self) -> bool:
-        """Whether its values depend on the image."""
+        """Return whether its values depend on the image."""
         return bool(self.producers)
 
     @property
@@ -58,7 +59,7 @@ class Operation:
 
     @property
     def is_standing_batch_norm(self) -> bool:
-        """Whether it is a batch norm with statistics known ahead of time: x * a + b for each channel."""
+        """Return whether it is a batch norm with statistics known ahead of time: x * a + b by channel."""
         if "batch_norm" not in self.name or self["running_mean"] is None:
             return False
         return not (self["training"] or self["use_input_stats"])
@@ -88,10 +89,16 @@ class Graph:
     calls: tuple[Call, ...]
     parameters: tuple[Stored, ...]  # every parameter of the model, whether read or not
 
+    @property
+    def end(self) -> int:
+        """The reader, in `consumers`, of what the model returns."""
+        return len(self.operations)
+
     def stored_names(self) -> list[str]:
         """Return the name of every stored tensor, parameters first, each once."""
-        read = (stored.name for op in self.operations for operand in op.reads for stored in operand.stored)
-        return list(dict.fromkeys([*(stored.name for stored in self.parameters), *read]))
+        read = [stored for op in self.operations for operand in op.reads for stored in operand.stored]
+        known = [*self.parameters, *read, *(source for stored in read for source in stored.sources)]
+        return list(dict.fromkeys(stored.name for stored in known))
 
     def consumers(self) -> dict[int, list[int]]:
         """Return, for each producer, the operations that read its result; returning it counts as one."""
@@ -100,5 +107,41 @@ class Graph:
             for producer in {producer for operand in operation.reads for producer in operand.producers}:
                 readers.setdefault(producer, []).append(operation.index)
         for producer in self.results:
-            readers.setdefault(producer, []).append(len(self.operations))
+            readers.setdefault(producer, []).append(self.end)
         return readers
+
+
+def plain_name(operator: Any) -> str:
+    """Return `aten.add` for add, add_ and every overload of either."""
+    name = str(operator._overloadpacket)
+    return name[:-1] if operator._schema.is_mutable and name.endswith("_") else name
+
+
+def by_name(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a call under the names in the operator's schema, defaults included."""
+    arguments = operator._schema.arguments
+    defaults = {
+        argument.name: argument.default_value for argument in arguments if argument.has_default_value()
+    }
+    given = dict(zip((argument.name for argument in arguments), args, strict=False))
+    return {**defaults, **given, **kwargs}
+
+
+def written(operator: Any, arguments: dict[str, Any]) -> list[Tensor]:
+    """Return those of the (named) arguments that the operator changes in place."""
+    changed = [
+        argument.name
+        for argument in operator._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return [tensor for name in changed for tensor in tensors(arguments.get(name))]
+
+
+def is_random(operator: Any) -> bool:
+    """Return whether the result differs from call to call, so that none can be computed ahead of time."""
+    return torch.Tag.nondeterministic_seeded in operator.tags
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Return every tensor inside a nested structure."""
+    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]

@@ -7,11 +7,14 @@ in multiplications, additions and transcendental functions, and those are counte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from job.errors import UsageError
 from job.score import formulas as f
 from job.score import quantised as q
 from job.score import reductions as r
+from job.score.graph import Operation
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,15 @@ DOT = "COUNTER: a dot product of n terms is n multiplications and n - 1 addition
 ATTENTION = "Definition: softmax(Q K^T * scale + mask) V; dot products as above, the softmax as below"
 
 _row("convolution", "conv", f.convolution, DOT)
-_row("mm bmm", "linear", f.matrix_product("self", "mat2"), DOT)
-_row("addmm", "linear", f.matrix_product("mat1", "mat2", "self"), DOT)
+_row("mm bmm", "linear", q.quantises_input(f.matrix_product("self", "mat2"), "self", "mat2"), DOT)
+_row("addmm", "linear", q.quantises_input(f.matrix_product("mat1", "mat2", "self"), "mat1", "mat2"), DOT)
 _row("baddbmm", "linear", f.matrix_product("batch1", "batch2", "self"), DOT)
 _row("mv", "linear", f.matrix_product("self", "vec"), DOT)
 _row("addmv", "linear", f.matrix_product("mat", "vec", "self"), DOT)
 _row("dot", "linear", f.matrix_product("self", "tensor"), DOT)
+
+LSTM = "Definition: i, f, o of sigmoid and g of tanh, c = f * c + i * g, h = o * tanh(c); " + DOT
+_row("mkldnn_rnn_layer", "recurrent", f.lstm, LSTM)
 
 _ATTENTION = "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu"
 _row(_ATTENTION, "attention", f.attention, ATTENTION)
@@ -135,7 +141,8 @@ _MOVES = """
 alias as_strided cat clone constant_pad_nd copy detach diagonal embedding expand flip im2col lift_fresh
 permute pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d repeat
 replication_pad1d replication_pad2d replication_pad3d roll rot90 select select_scatter slice slice_scatter
-split split_with_sizes squeeze stack t transpose tril triu unbind unfold unsqueeze upsample_nearest1d
+split split_with_sizes squeeze stack t transpose tril triu unbind unfold unsafe_split
+unsafe_split_with_sizes unsqueeze upsample_nearest1d
 upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
 _upsample_nearest_exact3d view _unsafe_view
 """
@@ -150,7 +157,8 @@ _row("_to_copy", "move", f.free, _CONVERSION)
 
 
 SCALED = (
-    "RULES waive conversions; a scale that is no power of two and a zero point are arithmetic (quantised.py)"
+    "RULES waive conversions, so rounding and clamping to levels; a scale that is no power of two and a zero"
+    " point are arithmetic (quantised.py), unless what follows absorbs them (patterns.py)"
 )
 
 _FAKE = """
@@ -160,11 +168,10 @@ _fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_
 """
 _row(_FAKE, "quantise", q.quantise, SCALED)
 _row("quantize_per_tensor", "quantise", q.quantise, SCALED)
-_row("dequantize", "dequantise", f.composed(1, 1), SCALED)
+_row("dequantize", "dequantise", q.dequantise, SCALED)
 _row("quantize_per_tensor quantize_per_channel", "quantise", q.quantise, SCALED, "quantized_decomposed")
-_row(
-    "dequantize_per_tensor dequantize_per_channel", "dequantise", f.free, _CONVERSION, "quantized_decomposed"
-)
+_DEQUANTISE = "dequantize_per_tensor dequantize_per_channel"
+_row(_DEQUANTISE, "dequantise", q.dequantise, SCALED, "quantized_decomposed")
 _row("conv1d conv2d conv3d", "conv", q.convolve, f"{DOT}; {SCALED}", "quantized")
 _row("conv1d_relu conv2d_relu conv3d_relu", "conv", q.convolve, f"{DOT}; {SCALED}; {RELU}", "quantized")
 _row("linear linear_relu", "linear", q.multiply, f"{DOT}; {SCALED}; {RELU}", "quantized")
@@ -193,6 +200,30 @@ def is_move(name: str) -> bool:
     return name in TABLE and TABLE[name].kind in ("fill", "move", "permutation", "dequantise")
 
 
-def is_counted(name: str) -> bool:
-    """Return whether operator `name` computes something that is counted."""
-    return name in TABLE and TABLE[name].kind not in ("fill", "move")
+def is_counted(row: Row | None) -> bool:
+    """Return whether an operator with this row computes something that is counted."""
+    return row is not None and row.kind not in ("fill", "move")
+
+
+OwnRule = Callable[[Operation], tuple[int, int] | None]
+"""A user's rule: the multiplications and additions of one operation; None if it does not know it."""
+
+
+def own_row(rule: OwnRule) -> Row:
+    """Return the row of an operator that `rule` counts, at the width of what the operator reads."""
+    name = f"{getattr(rule, '__module__', '')}:{getattr(rule, '__name__', '')}"
+
+    def cost(op: Operation, _sparse: f.IsSparse) -> list[f.Term]:
+        counted = rule(op)
+        if not (
+            isinstance(counted, tuple)
+            and len(counted) == 2
+            and all(type(number) is int and number >= 0 for number in counted)
+        ):
+            raise UsageError(
+                f"--rule: {name} returned {counted!r} for {op.name}",
+                "Return (multiplications, additions), or None for operators that it does not know",
+            )
+        return [f.Term(*counted, op.reads)]
+
+    return Row("own rule", cost, f"The user's own: {name}")

@@ -15,9 +15,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from job.score import schema
-from job.score.graph import IMAGE, Call, Graph, Operand, Operation
-from job.score.levels import levels_bits, scale_bits
+from job.score.graph import (
+    IMAGE,
+    Call,
+    Graph,
+    Operand,
+    Operation,
+    by_name,
+    is_random,
+    plain_name,
+    tensors,
+    written,
+)
+from job.score.levels import computed, levels_bits
 from job.score.operations import is_fill, is_move
 from job.score.stored import Stored, unpack
 
@@ -42,6 +52,7 @@ class Recorder(TorchDispatchMode):
         self.stored = stored
         self.parameters: list[Stored] = []
         self.packed: dict[str, dict[str, Stored]] = {}
+        self.constants: dict[tuple[str | int, ...], list[Stored]] = {}
         self.operations: list[Operation] = []
         self.calls: list[Call] = []
         self.modules: list[tuple[str, nn.Module]] = [("", nn.Module())]  # those running, innermost last
@@ -69,10 +80,10 @@ class Recorder(TorchDispatchMode):
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         name, _ = self.modules.pop()
-        tensors = schema.tensors(inputs)
+        read = tensors(inputs)
         leaf = not next(module.children(), None)
-        if leaf and isinstance(output, Tensor) and any(self._origin(tensor).producers for tensor in tensors):
-            self.calls.append(Call(name, module, tuple(tensor.shape for tensor in tensors), output.shape))
+        if leaf and isinstance(output, Tensor) and any(self._origin(tensor).producers for tensor in read):
+            self.calls.append(Call(name, module, tuple(tensor.shape for tensor in read), output.shape))
 
     def begin(self, image: Tensor) -> None:
         """Mark `image` as the tensor that everything counted depends on."""
@@ -80,7 +91,7 @@ class Recorder(TorchDispatchMode):
 
     def graph(self, result: Any) -> Graph:
         """Return what was recorded; `result` is what the model returned."""
-        leaves = schema.tensors(result)
+        leaves = tensors(result)
         producers = {producer for leaf in leaves for producer in self._origin(leaf).producers}
         packed = [part for parts in self.packed.values() for part in parts.values()]
         return Graph(
@@ -94,7 +105,7 @@ class Recorder(TorchDispatchMode):
         """Return what `call` returns, and record it as `operator`, whatever goes on inside."""
         if self.inside:
             return call(*args, **kwargs)
-        named = schema.by_name(operator, args, kwargs)
+        named = by_name(operator, args, kwargs)
         # Before the call: an operator that works in place changes what its argument is.
         arguments: dict[str, Any] = {}
         for name, value in named.items():
@@ -107,7 +118,7 @@ class Recorder(TorchDispatchMode):
             result = call(*args, **kwargs)
         finally:
             self.inside = False
-        self._record(operator, arguments, schema.written(operator, named), schema.tensors(result))
+        self._record(operator, arguments, written(operator, named), tensors(result))
         return result
 
     def _unpack(self, packed: torch.ScriptObject) -> dict[str, Operand]:
@@ -155,35 +166,41 @@ class Recorder(TorchDispatchMode):
         return f"{self.modules[-1][0]}.({what})".lstrip(".")
 
     def _record(
-        self, operator: Any, arguments: dict[str, Any], written: list[Tensor], outputs: list[Tensor]
+        self, operator: Any, arguments: dict[str, Any], changed: list[Tensor], outputs: list[Tensor]
     ) -> None:
         self.time += 1
-        name = schema.plain_name(operator)
+        name = plain_name(operator)
         # A fill takes no more than the shape of what it fills.
         sources = {key: value for key, value in arguments.items() if not (is_fill(name) and key == "self")}
         reads = tuple(leaf for leaf in tree_flatten(sources)[0] if isinstance(leaf, Operand))
-        origins = [_Origin(self.time) for _ in outputs + written]
-        if any(operand.is_activation for operand in reads) or schema.is_random(operator):
+        origins = [_Origin(self.time) for _ in outputs + changed]
+        if any(operand.is_activation for operand in reads) or is_random(operator):
             for origin in origins:
                 origin.producers = frozenset({len(self.operations)})
             self.operations.append(self._operation(name, arguments, reads, outputs))
-        elif is_move(name):
+        elif is_move(name) and levels_bits(arguments) is None:
             for origin in origins:
                 origin.stored = {id(part): part for operand in reads for part in operand.stored}
         else:  # computed ahead of time, so that what the image meets is the result
-            for origin, tensor in zip(origins, outputs + written, strict=True):
-                result = self._result(name, tensor, arguments)
+            for origin, tensor in zip(origins, outputs + changed, strict=True):
+                result = self._computed(name, tensor, arguments, reads)
                 origin.stored = {id(result): result}
-        for tensor, origin in zip(outputs + written, origins, strict=True):
+        for tensor, origin in zip(outputs + changed, origins, strict=True):
             self._keep(tensor, origin)
-        for tensor in written:
+        for tensor in changed:
             self.writes.setdefault(_storage(tensor), []).append(self.origins[id(tensor)])
 
-    def _result(self, name: str, tensor: Tensor, arguments: dict[str, Any]) -> Stored:
-        bits = levels_bits(arguments)
-        if bits is None:
-            return Stored.of(self._label(name), tensor)
-        return Stored(self._label(name), tensor, bits, scale_bits(arguments, bits))
+    def _computed(
+        self, name: str, tensor: Tensor, arguments: dict[str, Any], reads: tuple[Operand, ...]
+    ) -> Stored:
+        """Return the stored value that a computed constant is: the same one if it is computed again."""
+        result = computed(self._label(name), tensor, arguments, reads)
+        alike = self.constants.setdefault((result.name, *map(id, result.sources)), [])
+        for known in alike:
+            if known.tensor is tensor or (not tensor.is_meta and _equal(known.tensor, result.tensor)):
+                return known
+        alike.append(result)
+        return result
 
     def _operation(
         self, name: str, arguments: dict[str, Any], reads: tuple[Operand, ...], outputs: list[Tensor]
@@ -202,6 +219,10 @@ class Recorder(TorchDispatchMode):
         )
 
 
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+
+
 def _storage(tensor: Tensor) -> int:
     try:
         return int(tensor.untyped_storage()._cdata)
@@ -209,7 +230,7 @@ def _storage(tensor: Tensor) -> int:
         return id(tensor)
 
 
-_NOT_THE_MODEL = tuple(f"{Path(path).parent}{os.sep}" for path in (torch.__file__, __file__))
+NOT_THE_MODEL = tuple(f"{Path(path).parent}{os.sep}" for path in (torch.__file__, __file__))
 
 
 def _caller() -> str:
@@ -217,7 +238,7 @@ def _caller() -> str:
     frame: FrameType | None = sys._getframe(3)
     while frame is not None:
         path = frame.f_code.co_filename
-        if not path.startswith((*_NOT_THE_MODEL, "<")):
+        if not path.startswith((*NOT_THE_MODEL, "<")):
             return f"{Path(path).name}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
     return "torch"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
-from job.score.formulas import Formula, IsSparse, Term
+from job.score.formulas import Formula, IsSparse, Sums, Term
 from job.score.graph import Operand, Operation
 
 
@@ -41,12 +42,12 @@ def _normalise(op: Operation, n: int) -> list[Term]:
 
 def total(op: Operation, _sparse: IsSparse) -> list[Term]:
     """Count n - 1 additions for each sum of n values."""
-    return [Term(0, _source(op).numel - op.output.numel)]
+    return [_sums(op, _source(op).numel // op.output.numel)]
 
 
 def mean(op: Operation, _sparse: IsSparse) -> list[Term]:
     """Count n - 1 additions and a multiplication by 1/n for each mean of n values."""
-    return [Term(op.output.numel, _source(op).numel - op.output.numel)]
+    return [_sums(op, _source(op).numel // op.output.numel), Term(multiplications=op.output.numel)]
 
 
 def product(op: Operation, _sparse: IsSparse) -> list[Term]:
@@ -61,7 +62,7 @@ def maximum(op: Operation, _sparse: IsSparse) -> list[Term]:
 
 def window_mean(op: Operation, _sparse: IsSparse) -> list[Term]:
     """Count the mean over a window of fixed size at each position."""
-    return [Term(op.output.numel, op.output.numel * (_window(op) - 1))]
+    return [_sums(op, _window(op)), Term(multiplications=op.output.numel)]
 
 
 def window_maximum(op: Operation, _sparse: IsSparse) -> list[Term]:
@@ -110,6 +111,11 @@ def running_total(op: Operation, _sparse: IsSparse) -> list[Term]:
     """Count n - 1 additions along the dimension."""
     numel = op.output.numel
     return [Term(0, numel - numel // op.output.shape[op["dim"]])]
+
+
+def _sums(op: Operation, n: int) -> Term:
+    """Return the additions of a sum of n values for each element of the result."""
+    return Sums(Counter({n: op.output.numel}), (_source(op),)).term()
 
 
 def _source(op: Operation) -> Operand:

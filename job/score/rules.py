@@ -1,25 +1,46 @@
-"""The score under each rule set: parameters / 36.5e6 + operations / 10.49e9, lower is better."""
+"""The score under each rule set: parameters and operations relative to a baseline's, lower is better."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from job.errors import UsageError
 from job.score import crosscheck
 from job.score.architecture import leaderboard, writeup
-from job.score.bits import Declared
-from job.score.graph import Graph
+from job.score.conversions import conversions
+from job.score.graph import Graph, Operation
 from job.score.official import official
-from job.score.operations import TABLE
+from job.score.operations import TABLE, OwnRule, Row, own_row
 from job.score.storage import Storage
-from job.score.tally import Tally
+from job.score.tally import CIFAR100, Baseline, Tally
 from job.score.trace import trace
+from job.score.widths import Widths
+
+if TYPE_CHECKING:
+    from job.score.bits import Declared
 
 RULE_SETS = ("writeup", "leaderboard", "official")
+
+ACCUMULATORS = (
+    "RULES: an operation whose widest input has b bits counts b/32. The sums have the width that was declared"
+    " for accumulators, exact ones that of an integer adder tree; the score itself counts them at 32 bits"
+)
+
+_BRANCHES = (
+    "_local_scalar_dense",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "unique_dim",
+    "_unique2",
+)
+"""Operators through which values of the image decide what is computed next."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +50,21 @@ class Unknown:
     operator: str
     layer: str
     where: str
+    branches: bool = False  # whether it decides by the image's values what is computed next
+
+    @classmethod
+    def of(cls, operation: Operation) -> Unknown:
+        """Describe an operation that no rule counts."""
+        branches = operation.name.removeprefix("aten.") in (*_BRANCHES, "index")
+        return cls(operation.name, operation.layer, operation.where, branches)
+
+    def __str__(self) -> str:
+        """Return the operator with its layer and place."""
+        return f"{self.operator} in {self.layer or '(model)'}, {self.where}" + (
+            " (a branch that depends on the image; the path of an image of zeros is counted)"
+            if self.branches
+            else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -38,21 +74,26 @@ class Scores:
     rule_sets: dict[str, Tally]
     unknown: tuple[Unknown, ...]
     freebie: bool  # whether `official` counts parameters and multiplications as 16-bit
+    accumulators: bool = False  # whether widths of sums were declared
 
     def to_json(self, per_layer: bool = False) -> dict[str, Any]:
         """Return the report's `score` section.
 
-        `official` also says whether the freebie was applied; each rule set gets `unknown` where operators
-        were left out, and `layers` if `per_layer`.
+        `official` also has whether the freebie was applied, and with declared accumulators a count of its
+        own for them; each rule set has `unknown` where operators were left out, and `layers` if `per_layer`.
         """
         document = {name: tally.to_json() for name, tally in self.rule_sets.items()}
         for name, tally in self.rule_sets.items():
             if name == "official":
                 document[name]["freebie"] = self.freebie
+                if self.accumulators:
+                    wide = tally.with_accumulators().to_json()
+                    figures = {key: wide[key] for key in ("total", "operation_term", "score") if key in wide}
+                    document[name]["accumulators"] = {**figures, "rule": ACCUMULATORS}
             if self.unknown:
-                document[name]["unknown"] = [vars(operator) for operator in self.unknown]
+                document[name]["unknown"] = [asdict(operator) for operator in self.unknown]
             if per_layer:
-                document[name]["layers"] = tally.layers_json()
+                document[name]["layers"] = [asdict(row) for row in tally.layers()]
         return document
 
 
@@ -64,40 +105,81 @@ def score(
     allow_unknown: bool = False,
     declared: Declared | None = None,
     freebie: bool = True,
+    baseline: Baseline | None = CIFAR100,
+    own_rules: Sequence[OwnRule] = (),
 ) -> Scores:
     """Count what `model` does for one image of `input_shape` (channels, height, width), batch size 1.
 
-    A copy is run once, in eval mode; `model` itself is only read. `declared` gives the bits of values
-    that are quantised by simulation. `freebie=False` counts everything at its real width.
+    A copy is run once, in eval mode; `model` itself is only read. `declared` has the bits of values
+    that are quantised by simulation. `freebie=False` counts everything at its real width. Without a
+    `baseline` there are counts and no score (and sparse storage is weighed against CIFAR-100's).
+    `own_rules` are asked about operators that the table does not have.
 
-    Raises UsageError for an operator that the table does not have, unless `allow_unknown` lists it, for an
-    unknown rule set, a declaration that fits nothing and a model that cannot be copied; DataError if the
-    model does not run on such an image; JobError if torchstat counts a layer that it can count differently.
+    Raises UsageError for an operator that nobody counts, unless `allow_unknown` lists it, for an unknown
+    rule set, a declaration without effect and a model that cannot be copied; DataError if the model does
+    not run on such an image; JobError if torchstat counts a layer that it can count differently.
     """
     for name in rule_sets:
         if name not in RULE_SETS:
             raise UsageError(f"there is no rule set {name!r}", f"Choose from {', '.join(RULE_SETS)}")
     graph = trace(model, input_shape)
-    unknown = _unknown(graph)
+    table = TABLE | _own_rows(graph, own_rules)
+    unknown = _unknown(graph, table)
     if unknown and not allow_unknown:
-        first = unknown[0]
-        raise UsageError(
-            f"no rule counts the operator {first.operator}, which layer {first.layer or '(model)'} calls"
-            f" at {first.where}" + (f", nor {len(unknown) - 1} more" if len(unknown) > 1 else ""),
-            "Pass --allow-unknown to leave such operators out and have them listed",
-        )
+        raise _refusal(unknown)
     crosscheck.check(graph)
-    declared = declared or Declared()
-    declared.check(graph.stored_names(), (operation.layer for operation in graph.operations))
-    storage = Storage(graph, declared, freebie)
+    converted = conversions(graph)
+    if declared is not None:
+        kinds = ((op.layer, table[op.name].kind) for op in graph.operations if op.name in table)
+        declared.check(graph.stored_names(), (name for op in kinds for name in (op[0], ":".join(op))))
+    widths = Widths(graph, table, converted, declared, freebie)
+    storage = Storage(graph, widths, baseline or CIFAR100)
     counters = {
-        "writeup": lambda: writeup(graph),
-        "leaderboard": lambda: leaderboard(graph),
-        "official": lambda: official(graph, storage),
+        "writeup": lambda: writeup(graph, baseline),
+        "leaderboard": lambda: leaderboard(graph, baseline),
+        "official": lambda: official(graph, storage, converted, baseline),
     }
-    return Scores({name: counters[name]() for name in rule_sets}, unknown, storage.freebie)
+    has_accumulators = declared is not None and bool(declared.accumulators)
+    return Scores({name: counters[name]() for name in rule_sets}, unknown, widths.freebie, has_accumulators)
 
 
-def _unknown(graph: Graph) -> tuple[Unknown, ...]:
-    found = (Unknown(op.name, op.layer, op.where) for op in graph.operations if op.name not in TABLE)
+def _own_rows(graph: Graph, own_rules: Sequence[OwnRule]) -> dict[str, Row]:
+    """Return a row for each operator that the table does not have and one of `own_rules` counts."""
+    rows: dict[str, Row] = {}
+    for operation in graph.operations:
+        if operation.name in TABLE or operation.name in rows:
+            continue
+        knows = next((rule for rule in own_rules if rule(operation) is not None), None)
+        if knows is not None:
+            rows[operation.name] = own_row(knows)
+    return rows
+
+
+def _unknown(graph: Graph, table: dict[str, Row]) -> tuple[Unknown, ...]:
+    found = (Unknown.of(op) for op in graph.operations if op.name not in table or _selects(op))
     return tuple(dict.fromkeys(found))
+
+
+def _selects(operation: Operation) -> bool:
+    """Return whether the image's values decide how many values `operation` returns."""
+    return operation.name == "aten.index" and any(
+        operand.is_activation and operand.dtype in (torch.bool, torch.uint8)
+        for operand in operation.reads[1:]
+    )
+
+
+def _refusal(unknown: tuple[Unknown, ...]) -> UsageError:
+    first, *others = unknown
+    place = f"{first.operator}, which layer {first.layer or '(model)'} calls at {first.where}"
+    more = f", nor {len(others)} more" if others else ""
+    if first.branches:
+        return UsageError(
+            f"no rule counts the operator {place}{more}: through it the image's values decide what is"
+            " computed, as in an early exit or another data-dependent branch",
+            "Score each path as a model of its own, or pass --allow-unknown to count that of a zero image",
+        )
+    return UsageError(
+        f"no rule counts the operator {place}{more}",
+        "Pass --rule PACKAGE.MODULE:FUNCTION with a rule of your own, or --allow-unknown to leave such"
+        " operators out and have them listed",
+    )

@@ -1,17 +1,16 @@
-"""The score as a table for people; `Scores.to_json` is the one for programs."""
+"""The score as a table for people; `Scores.to_json` is for programs."""
 
 from __future__ import annotations
 
 import io
 from fractions import Fraction
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from job.score.rules import Scores
-from job.score.tally import BASELINE_OPERATIONS, BASELINE_PARAMETERS, Tally
+from job.score.rules import ACCUMULATORS, Scores
+from job.score.tally import Baseline, LayerRow, Sums, Tally
 
 NOTES = {
     "writeup": "convolutions, linear layers without bias, average pools; a multiplication counts 1/2",
@@ -19,59 +18,82 @@ NOTES = {
     "official": "everything the network does, batch norms folded where they may",
 }
 
-
 WIDTH = 200
 """Columns to lay out in: a table takes what it needs, and no number is ever cut short."""
+
+
+def header(name: str, input_shape: tuple[int, ...], baseline: Baseline | None) -> str:
+    """Return what was counted, and what the score is relative to."""
+    shape = ",".join(map(str, input_shape))
+    if baseline is None:
+        relative = "no score: --baseline cifar100, imagenet or PARAMETERS,OPERATIONS says relative to what"
+    else:
+        relative = (
+            f"relative to {baseline.name}: {baseline.parameters:,.0f} parameters,"
+            f" {baseline.operations:,.0f} operations"
+        )
+    return f"{name}, one image of {shape}; {relative}"
 
 
 def text(scores: Scores, per_layer: bool = False) -> str:
     """Return one table for each rule set."""
     console = Console(file=io.StringIO(), width=WIDTH, highlight=False)
     for name, tally in scores.rule_sets.items():
+        figure = f": {tally.score:.7f}" if tally.baseline else ""
         freebie = "; 16-bit freebie" if name == "official" and scores.freebie else ""
-        title = f"{name}: {tally.score:.7f}\n{NOTES[name]}{freebie}"
-        console.print(_table(title, tally, tally.layers_json() if per_layer else []))
+        title = f"{name}{figure}\n{NOTES[name]}{freebie}"
+        console.print(_table(title, tally, tally.layers() if per_layer else []))
+        if name == "official" and scores.accumulators:
+            console.print(_accumulators(tally.with_accumulators()))
     for operator in scores.unknown:
-        console.print(f"not counted: {operator.operator} in {operator.layer or '(model)'}, {operator.where}")
+        console.print(f"not counted: {operator}")
     output = console.file
     assert isinstance(output, io.StringIO)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines()).strip("\n")
 
 
-def _table(title: str, tally: Tally, layers: list[dict[str, Any]]) -> Table:
+def _accumulators(tally: Tally) -> str:
+    figure = f", score {tally.score:.7f}" if tally.baseline else ""
+    return f"with the declared accumulators: {float(tally.total):,.0f} operations{figure}\n{ACCUMULATORS}\n"
+
+
+def _table(title: str, tally: Tally, layers: list[LayerRow]) -> Table:
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
     if layers:
         table.add_column("layer", overflow="fold")
     table.add_column("kind")
-    for column in ("multiplications", "additions", "counted", "parameters", "share of score"):
+    for column in ("multiplications", "additions", "counted", "parameters"):
         table.add_column(column, justify="right")
+    if tally.baseline:
+        table.add_column("share of score", justify="right")
     lead = [""] if layers else []
     for row in layers:
-        operations, parameters = Fraction(row["counted"]), Fraction(row["parameters"])
+        operations, parameters = Fraction(row.counted), Fraction(row.parameters)
         table.add_row(
-            row["layer"] or "(model)",
-            row["kind"],
+            row.layer or "(model)",
+            row.kind,
             *_numbers(row),
             f"{float(parameters):,.0f}" if parameters else "",
-            _share(tally, operations, parameters),
+            *_share(tally, operations=operations, parameters=parameters),
         )
     if layers:
         table.add_section()
-    summary = tally.to_json()
-    for kind, row in summary["operations"].items():
-        table.add_row(*lead, kind, *_numbers(row), "", _share(tally, Fraction(row["counted"]), Fraction()))
+    for kind, sums in tally.operations().items():
+        table.add_row(*lead, kind, *_numbers(sums), "", *_share(tally, operations=Fraction(sums.counted)))
     table.add_section()
     total = f"{float(tally.total):,.0f}"
-    table.add_row(*lead, "operations", "", "", total, "", _share(tally, tally.total, Fraction()))
+    table.add_row(*lead, "operations", "", "", total, "", *_share(tally, operations=tally.total))
     stored = f"{float(tally.parameters):,.0f}"
-    table.add_row(*lead, "parameters", "", "", "", stored, _share(tally, Fraction(), tally.parameters))
+    table.add_row(*lead, "parameters", "", "", "", stored, *_share(tally, parameters=tally.parameters))
     return table
 
 
-def _numbers(row: dict[str, Any]) -> list[str]:
-    return [f"{row[name]:,.0f}" for name in ("multiplications", "additions", "counted")]
+def _numbers(row: LayerRow | Sums) -> list[str]:
+    return [f"{number:,.0f}" for number in (row.multiplications, row.additions, row.counted)]
 
 
-def _share(tally: Tally, operations: Fraction, parameters: Fraction) -> str:
-    part = float(operations) / BASELINE_OPERATIONS + float(parameters) / BASELINE_PARAMETERS
-    return f"{100 * part / tally.score:.3f} %" if tally.score else ""
+def _share(tally: Tally, operations: Fraction = Fraction(), parameters: Fraction = Fraction()) -> list[str]:
+    """Return the cell of the column that a table without a baseline does not have."""
+    if tally.baseline is None:
+        return []
+    return [f"{100 * tally.part(parameters, operations) / tally.score:.3f} %" if tally.score else ""]

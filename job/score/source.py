@@ -3,64 +3,72 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from job.errors import DataError, UsageError
+from job.errors import DataError, ExplainedError, UsageError
 from job.network import weights
 from job.network.wide_resnet import wide_resnet
-from job.store import open_store
+from job.score.operations import OwnRule
+from job.score.trace import described
+from job.store import local_path, open_store
+from job.store.base import AbsentError
+
+PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".tar")
+CONVERSION = (
+    "import torch; from safetensors.torch import save_file; "
+    "save_file(torch.load('{0}', weights_only=True), '{1}.safetensors')"
+)
 
 
-def network(checkpoint: str | None = None, factory: str | None = None) -> nn.Module:
+@dataclass(frozen=True)
+class Subject:
+    """A network and what to call it."""
+
+    name: str
+    network: nn.Module
+
+
+def subject(checkpoint: str | None = None, factory: str | None = None) -> Subject:
     """Return the network that `checkpoint` and `factory` name; without either the default one.
 
-    `checkpoint` is a path or URI of a .safetensors file: of this program's, or, with `factory`, of the
-    state dict of that model. `factory` is `package.module:callable`; it runs the user's own code.
+    `checkpoint` is a path or URI of a run or of a .safetensors file: of this program's, or, with `factory`,
+    of the state dict of that model. `factory` is `package.module:callable`; it runs the user's own code.
 
-    Raises UsageError if the factory cannot be imported or makes no module, DataError if the file cannot be
-    read as weights or does not fit.
+    Raises UsageError if the factory cannot be imported, raises or makes no module, DataError if the file
+    cannot be read as weights or does not fit.
     """
-    if factory is None:
-        return wide_resnet() if checkpoint is None else weights.load(_read(checkpoint))[0]
-    model = _call(factory)
-    if checkpoint is not None:
+    if factory is not None:
+        model = _made(factory)
+        if checkpoint is None:
+            return Subject(factory, model)
         try:
             model.load_state_dict(load_tensors(_read(checkpoint)))
         except (SafetensorError, RuntimeError) as error:
             raise DataError(f"{checkpoint} does not fit {factory}: {error}") from error
-    return model
+        return Subject(f"{factory} with {checkpoint}", model)
+    if checkpoint is None:
+        return Subject("WideResNet-22-6", wide_resnet())
+    network, info = weights.load(_read(checkpoint))
+    return Subject(f"WideResNet-{info.depth}-{info.width} of {checkpoint}", network)
 
 
-def _read(uri: str) -> bytes:
-    folder, _, name = uri.rpartition("/")
-    root = "/" if uri.startswith("/") and not folder else folder or "."
-    return open_store(root).get(name).data
+def own_rule(name: str) -> OwnRule:
+    """Return the user's function `package.module:function` that counts operators of their own.
 
-
-def _call(factory: str) -> nn.Module:
-    module_name, colon, attribute = factory.partition(":")
-    if not colon or not module_name or not attribute:
-        raise UsageError(f"--model: {factory!r} is not PACKAGE.MODULE:FACTORY")
-    # As `python -m` does: a console script does not look in the working folder by itself.
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"--model: {factory!r} cannot be imported: {error}", "Run it where Python finds that module"
-        ) from error
-    finally:
-        sys.path.pop(0)
-    model = function()
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"--model: {factory} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model
+    What it raises becomes a UsageError that names its frames.
+    """
+    function = _imported("--rule", name)
+    return lambda operation: _called("--rule", name, function, operation)
 
 
 def input_shape(text: str) -> tuple[int, ...]:
@@ -81,3 +89,84 @@ def use_one_thread() -> None:
     since each layer then waits for both (measured on two cores).
     """
     torch.set_num_threads(1)
+
+
+def _read(uri: str) -> bytes:
+    """Return the file `uri`, or the weights of the run at `uri`.
+
+    Raises DataError for a pickle, unread, and for a folder without weights.
+    """
+    if uri.lower().endswith(PICKLES):
+        raise _is_pickled(uri)
+    folder, name = weights.locate(uri)
+    try:
+        data = open_store(folder).get(name).data
+    except AbsentError as error:
+        path = local_path(folder)
+        if path is not None and (path / name).is_dir():
+            raise DataError(f"{uri} is a folder", "Name a run's folder or a .safetensors file") from error
+        if path is not None and path.is_dir():
+            raise DataError(f"{folder} has no {name}", "Name a run that is finished") from error
+        raise
+    if data[8:9] != b"{" and data[:1] in (b"P", b"\x80"):  # a zip archive or a bare pickle, not a header
+        raise _is_pickled(uri)
+    return data
+
+
+def _is_pickled(uri: str) -> DataError:
+    name = uri.rpartition("/")[2]
+    command = CONVERSION.format(name, name.rpartition(".")[0] or name)
+    return DataError(
+        f"{uri} is a pickled checkpoint, which could run code when it is loaded",
+        f'Convert its state dict once: python -c "{command}"',
+    )
+
+
+def _made(factory: str) -> nn.Module:
+    function = _imported("--model", factory)
+    if isinstance(function, nn.Module):
+        raise UsageError(f"--model: {factory} is a module", "Name a function that makes it")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise UsageError(
+            f"--model: {factory} is called without arguments: {error}",
+            "Name a function that needs none, for example one that calls this one",
+        ) from error
+    except ValueError:
+        pass  # some functions written in C have no signature
+    model = _called("--model", factory, function)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"--model: {factory} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _imported(option: str, name: str) -> Callable[..., Any]:
+    """Return what `package.module:attribute` names; the working folder is searched too, from now on."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise UsageError(f"{option}: {name!r} is not PACKAGE.MODULE:FUNCTION")
+    # As `python -m` does: a console script does not search the working folder. It stays in the path, since
+    # the user's code may import more when it is called.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    module = _called(option, name, importlib.import_module, module_name)
+    try:
+        function = getattr(module, attribute)
+    except AttributeError as error:
+        raise UsageError(f"{option}: {module_name} has no {attribute!r}", "Name a function in it") from error
+    if not callable(function):
+        raise UsageError(f"{option}: {name} is a {type(function).__name__}, not a function")
+    result: Callable[..., Any] = function
+    return result
+
+
+def _called(option: str, name: str, function: Callable[..., Any], *arguments: object) -> Any:
+    """Return what the user's `function` returns; what it raises becomes a UsageError with its frames."""
+    try:
+        return function(*arguments)
+    except ExplainedError:
+        raise
+    except (Exception, SystemExit) as error:
+        fix = "Run it where Python finds that module" if isinstance(error, ImportError) else ""
+        raise UsageError(f"{option}: {name} raised {described(error)}", fix) from error

@@ -1,145 +1,94 @@
-"""How many bits each value has: as the model carries it, or as a declaration beside it says."""
+"""How the values of each weight are stored: all of them, or the non-zero ones and a bitmask."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
-from job.score.bits import Declared, Width
-from job.score.formulas import Term
 from job.score.graph import Graph, Operand, Operation
-from job.score.levels import levels_bits
-from job.score.operations import TABLE, is_counted
-from job.score.stored import Stored, dtype_bits
-
-FREEBIE_BITS = 16
-"""RULES: entries that quantise nothing count parameters and multiplications as if of 16 bits."""
-
-KEEPS_WIDTH = ("fill", "move", "permutation", "relu", "max pool")
-"""Kinds whose result is made of the input's values, 0 and bounds, so needs no more bits than the input."""
+from job.score.operations import is_counted
+from job.score.stored import Stored
+from job.score.tally import Baseline
+from job.score.widths import Widths
 
 
 class Storage:
-    """The bits of everything that `graph` reads; what is `declared` goes before what the model says.
+    """What is stored of the values that `graph` reads, of the bits that `widths` says.
 
-    `freebie` tells whether the 16-bit rule is applied: where it is asked for and nothing is quantised.
+    A weight is stored as its non-zero values and a bitmask where that makes the score against `baseline`
+    smaller: the multiplications and additions that its zeros save are weighed against the bits of the mask.
     """
 
-    def __init__(self, graph: Graph, declared: Declared, freebie: bool) -> None:
-        self._declared = declared
-        self._results: dict[int, Width] = {}  # by the operation that wrote it
-        self.freebie = False  # while looking for anything quantised
-        for operation in graph.operations:
-            self._results[operation.index] = self._result(operation)
-        counted = [operation for operation in graph.operations if is_counted(operation.name)]
-        self.freebie = freebie and not any(
-            self._is_quantised(op, operand) for op in counted for operand in op.reads
-        )
-        weights = {
-            id(stored): stored
-            for operation in counted
-            if TABLE[operation.name].kind in ("conv", "linear")
-            for operand in operation.reads
-            if len(operand.shape) > 1
-            for stored in operand.stored
-        }
-        self._sparse = {key for key, stored in weights.items() if self._sparse_bits(stored) is not None}
+    def __init__(self, graph: Graph, widths: Widths, baseline: Baseline) -> None:
+        self.widths = widths
+        self._sparse: set[int] = set()
+        counted = [op for op in graph.operations if is_counted(widths.table.get(op.name))]
+        self._choose_sparse(counted, baseline)
 
     def is_sparse(self, operand: Operand) -> bool:
         """Return whether `operand` is a weight stored as its non-zero values and a bitmask."""
         return bool(operand.stored) and all(id(stored) in self._sparse for stored in operand.stored)
 
-    def absorbs(self, weight: Operand) -> bool:
-        """Return whether `weight` holds floating-point values, which times a factor are such values again."""
-        return bool(weight.stored) and all(
-            self._declared.value(stored.name) is None and stored.bits >= FREEBIE_BITS
-            for stored in weight.stored
-        )
-
     def parameters(self, stored: Stored) -> Fraction:
         """Return what `stored` counts: its bits, scales and bitmask included, over 32."""
         bits = self._sparse_bits(stored) if id(stored) in self._sparse else None
         if bits is None:
-            bits = stored.tensor.numel() * self.bits(stored)
-        declared = self._declared.value(stored.name)
-        overhead = declared.scales * 32 if declared else stored.overhead_bits
-        return Fraction(bits + overhead, 32)
+            bits = stored.tensor.numel() * self.widths.bits(stored)
+        return Fraction(bits + self._overhead_bits(stored), 32)
 
-    def bits(self, stored: Stored) -> int:
-        """Return the bits that one value of `stored` counts."""
-        return FREEBIE_BITS if self.freebie else self._own_bits(stored)
+    def _overhead_bits(self, stored: Stored) -> int:
+        """Return the bits of the scales and zero points that are kept with `stored`."""
+        declared = self.widths.declared_value(stored)
+        if declared is None or declared.scales is None:
+            smaller = (s for s in stored.sources if s.tensor.numel() < stored.tensor.numel())
+            of_sources = sum(source.tensor.numel() * source.bits for source in smaller)
+            return stored.overhead_bits or (of_sources if declared else 0)
+        return declared.scales * 32
 
-    def multiplication_bits(self, operation: Operation, term: Term) -> int:
-        """Return the bits one multiplication of `term` counts."""
-        if self.freebie:
-            return FREEBIE_BITS
-        widths = [(operand, self.width(operation, operand)) for operand in term.inputs]
-        signs = any(
-            width.bits == 1 and operand.stored and operand.dtype is not torch.bool
-            for operand, width in widths
-        )
-        if signs and any(width.sign_bit and operand.is_activation for operand, width in widths):
-            return 1  # RULES: a binary +-1 weight only changes the other value's sign bit
-        return max((width.bits for _, width in widths), default=32)
+    def _choose_sparse(self, counted: list[Operation], baseline: Baseline) -> None:
+        """Find the weights for which the zeros save more operations than the bitmask costs parameters."""
+        readers: dict[int, list[Operation]] = {}
+        weights: dict[int, Stored] = {}
+        for operation in counted:
+            if self.widths.table[operation.name].kind not in ("conv", "linear", "recurrent"):
+                continue
+            for operand in operation.reads:
+                for stored in operand.stored if len(operand.shape) > 1 else ():
+                    weights[id(stored)] = stored
+                    readers.setdefault(id(stored), []).append(operation)
+        for key, stored in weights.items():
+            bits = self._sparse_bits(stored)
+            if bits is None:
+                continue
+            dense = stored.tensor.numel() * self.widths.bits(stored)
+            saved = sum((self._saved(operation, stored) for operation in readers[key]), Fraction())
+            # One bit stands for -1 or +1: a zero among such values exists only in the bitmask.
+            if self.widths.bits(stored) == 1 or baseline.score(Fraction(bits - dense, 32), -saved) <= 0:
+                self._sparse.add(key)
 
-    def addition_bits(self, operation: Operation, term: Term) -> int:
-        """Return the bits one addition of `term` counts; the freebie leaves additions at theirs."""
-        return max((self.width(operation, operand).bits for operand in term.inputs), default=32)
-
-    def width(self, operation: Operation, operand: Operand) -> Width:
-        """Return the width of `operand` as `operation` reads it."""
-        own = Width(dtype_bits(operand.dtype), operand.dtype.is_floating_point)
-        if operand.stored:
-            return Width(max(self._own_bits(stored) for stored in operand.stored), own.sign_bit)
-        if not operand.is_activation or operand.dtype is torch.bool:
-            return own
-        declared = self._declared.activation(operation.layer)
-        if declared is not None:
-            return declared
-        return _widest([self._results.get(producer, own) for producer in operand.producers])
-
-    def _own_bits(self, stored: Stored) -> int:
-        declared = self._declared.value(stored.name)
-        return declared.bits if declared else stored.bits
-
-    def _is_quantised(self, operation: Operation, operand: Operand) -> bool:
-        """Return whether `operand` has fewer than 32 bits; truth values are no quantised numbers."""
-        return operand.dtype is not torch.bool and self.width(operation, operand).bits < 32
-
-    def _result(self, operation: Operation) -> Width:
-        """Return the width of what `operation` wrote."""
-        dtype = operation.output.dtype
-        own = Width(dtype_bits(dtype), dtype.is_floating_point)
-        levels = levels_bits(operation.arguments)
-        if levels is not None:
-            return Width(levels)
-        row = TABLE.get(operation.name)
-        if row is None or row.kind not in KEEPS_WIDTH or not operation.reads:
-            return own
-        widest = _widest([self.width(operation, operand) for operand in operation.reads])
-        return widest if widest.bits < own.bits else own
+    def _saved(self, operation: Operation, stored: Stored) -> Fraction:
+        """Return the operations that `operation` is spared if `stored` is a sparse weight."""
+        cost = self.widths.table[operation.name].cost
+        dense, sparse = cost(operation, lambda _: False), cost(operation, lambda o: stored in o.stored)
+        return self.widths.counted(operation, dense) - self.widths.counted(operation, sparse)
 
     def _sparse_bits(self, stored: Stored) -> int | None:
-        """Return the bits of the non-zero values and the bitmask; None where storing all takes fewer.
+        """Return the bits of the non-zero values and the bitmask; None where there is nothing to leave out.
 
         A weight that is zero throughout has not been trained, rather than pruned: all of it is stored.
         """
         values = stored.tensor
         if values.is_meta:
             return None
-        declared = self._declared.value(stored.name)
-        kept, mask_bits = _kept(values, declared.block if declared else ())
-        numel, bits = values.numel(), self.bits(stored)
-        if not values.count_nonzero() or kept == numel:
+        declared = self.widths.declared_value(stored)
+        kept, mask_bits = _kept(values, declared.block if declared else [])
+        if not values.count_nonzero() or kept == values.numel():
             return None
-        sparse = kept * bits + mask_bits
-        # One bit stands for -1 or +1: a zero among such values exists only in the bitmask.
-        return sparse if bits == 1 or sparse <= numel * bits else None
+        return kept * self.widths.bits(stored) + mask_bits
 
 
-def _kept(values: Tensor, block: tuple[int, ...]) -> tuple[int, int]:
+def _kept(values: Tensor, block: list[int]) -> tuple[int, int]:
     """Return how many values are kept with a bitmask, and its bits: one a value, or one a block.
 
     Blocks tile the matrix of filters [filters, values of one]; one that is not all zeros is kept whole.
@@ -153,8 +102,3 @@ def _kept(values: Tensor, block: tuple[int, ...]) -> tuple[int, int]:
     blocks = padded.reshape(rows // block[0], block[0], columns // block[1], block[1]).any(3).any(1)
     inside = blocks.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
     return int(inside[: matrix.shape[0], : matrix.shape[1]].sum()), blocks.numel()
-
-
-def _widest(widths: list[Width]) -> Width:
-    """Return the most bits among `widths`; the sign is a bit of its own only if it is in all of them."""
-    return Width(max(width.bits for width in widths), all(width.sign_bit for width in widths))

@@ -14,18 +14,39 @@ from torch.nn.utils import prune
 from job.errors import UsageError
 
 
+@dataclass(frozen=True)
+class Width:
+    """Bits of a value, and whether its sign is a bit of its own (as in IEEE floats)."""
+
+    bits: int
+    sign_bit: bool = False
+
+
+@dataclass(frozen=True)
+class InputQuantisation:
+    """How a layer quantises what it reads while it runs: bits, and what it has to find out each time."""
+
+    bits: int
+    finds_scale: bool  # from the values of each row; else the scale is stored
+    finds_zero_point: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Stored:
     """A tensor of values that inference needs.
 
     `tensor` holds what the values stand for (dequantised where they are quantised), `bits` the size of
-    one value, `overhead_bits` that of the scales and zero points of all of them together.
+    one value, `overhead_bits` that of the scales and zero points of all of them together. `sources` are the
+    tensors of the model that it was computed from ahead of time, empty for one that the model itself has.
+    `input_quantisation` is of the layer whose weight it is.
     """
 
     name: str
     tensor: Tensor
     bits: int
     overhead_bits: int = 0
+    sources: tuple[Stored, ...] = ()
+    input_quantisation: InputQuantisation | None = None
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> Stored:
@@ -117,7 +138,16 @@ def _plain(name: str, tensor: Tensor) -> tuple[Tensor, Stored]:
         if part is not data and part.count_nonzero()  # zero points that are all 0 need not be stored
     )
     plain = tensor.dequantize().detach()
-    return plain, Stored(name, plain, bits, overhead)
+    return plain, Stored(name, plain, bits, overhead, input_quantisation=_input_quantisation(tensor))
+
+
+def _input_quantisation(tensor: Any) -> InputQuantisation | None:
+    """Return how the layer of a torchao int8 weight quantises its input; None where it does not."""
+    how = getattr(tensor, "act_quant_kwargs", None)
+    if how is None or type(tensor).__name__ != "Int8Tensor":
+        return None
+    finds_scale = tensor.act_quant_scale is None
+    return InputQuantisation(8, finds_scale, finds_scale and how.mapping_type.name == "ASYMMETRIC")
 
 
 def unpack(packed: torch.ScriptObject, layer: str) -> dict[str, Tensor | None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from job.errors import DataError
+from job.errors import DataError, JobError
 from job.score.graph import Graph
-from job.score.recorder import Recorder
+from job.score.recorder import NOT_THE_MODEL, Recorder
 from job.score.stored import plain_copy
+
+FRAMES = 3
+"""Frames of the user's own code that are named when it raises."""
+
+IMPORTS = importlib.__file__
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
@@ -34,9 +42,14 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     try:
         with torch.no_grad(), recorder, _Functions(recorder):
             result = replica(image)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except JobError:
+        raise
+    except Exception as error:
+        if _is_of_the_counter(error):
+            raise
         raise DataError(
-            f"the model does not run on an image of {shape}: {error}", "Give its shape with --input"
+            f"the model does not run on an image of {shape}: {described(error)}",
+            "Give its shape with --input",
         ) from error
     graph = recorder.graph(result)
     if not graph.results:
@@ -51,6 +64,25 @@ def _image(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     tensors = [*model.parameters(), *model.buffers()]
     like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     return torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
+
+
+def described(error: BaseException) -> str:
+    """Return in one line what a user's code raised and its last frames, the innermost first."""
+    frames = [
+        f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*NOT_THE_MODEL, IMPORTS, "<"))
+    ]
+    message = " ".join(str(error).split())
+    places = ", called at ".join(reversed(frames[-FRAMES:]))
+    return f"{type(error).__name__}: {message}" + (f", at {places}" if places else "")
+
+
+def _is_of_the_counter(error: Exception) -> bool:
+    """Return whether the counter raised `error`, rather than the model or an operator that it called."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    called = last.name in ("observe", "__torch_function__")  # an operator without Python frames of its own
+    return last.filename.startswith(NOT_THE_MODEL[1]) and not called
 
 
 class _Functions(TorchFunctionMode):

@@ -22,8 +22,8 @@ def assess(uri: str, sources: tuple[str, ...], cache: str, requested_device: str
 
     `uri` is a run or a .safetensors file. Raises ConfigurationError when the data is another's.
     """
-    folder, _, name = uri.rpartition("/") if uri.endswith(".safetensors") else (uri, "/", layout.WEIGHTS)
-    network, info = weights.load(open_store(folder or ".").get(name).data)
+    folder, name = weights.locate(uri, layout.WEIGHTS)
+    network, info = weights.load(open_store(folder).get(name).data)
     device = devices.choose(requested_device)
     devices.configure(deterministic=True)
     dataset = prepare(sources, Path(cache)).dataset

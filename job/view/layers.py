@@ -35,7 +35,6 @@ def shares(report: dict[str, Any], recipe: dict[str, Any], classes: int) -> list
 
     from job.network.wide_resnet import wide_resnet
     from job.score.rules import score
-    from job.score.tally import BASELINE_OPERATIONS, BASELINE_PARAMETERS
 
     depth, width, parameters = recipe.get("depth"), recipe.get("width"), report["model"]["parameters"]
     if not (type(depth) is type(width) is int and depth <= MAX_DEPTH and width <= MAX_WIDTH):
@@ -51,18 +50,18 @@ def shares(report: dict[str, Any], recipe: dict[str, Any], classes: int) -> list
         network = wide_resnet(depth, width, classes)
     tally = score(network, tuple(report["model"]["input_shape"]), ["leaderboard"]).rule_sets["leaderboard"]
     blocks: dict[str, list[Fraction]] = {}
-    for row in tally.layers_json():
-        sums = blocks.setdefault(row["layer"].partition(".")[0], [Fraction(), Fraction()])
-        sums[0] += Fraction(row["parameters"])
-        sums[1] += Fraction(row["counted"])
+    for row in tally.layers():
+        sums = blocks.setdefault(row.layer.partition(".")[0], [Fraction(), Fraction()])
+        sums[0] += Fraction(row.parameters)
+        sums[1] += Fraction(row.counted)
     order = [name for name, _ in network.named_children()]
     return [
         Share(
             block=name,
             parameters=float(stored),
             operations=float(counted),
-            parameter_share=float(stored) / BASELINE_PARAMETERS / tally.score,
-            operation_share=float(counted) / BASELINE_OPERATIONS / tally.score,
+            parameter_share=tally.part(parameters=stored) / tally.score,
+            operation_share=tally.part(operations=counted) / tally.score,
         )
         for name, (stored, counted) in sorted(blocks.items(), key=lambda item: order.index(item[0]))
     ]

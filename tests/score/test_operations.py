@@ -29,6 +29,17 @@ class Call(nn.Module):
         return self.function(x)
 
 
+class FirstOf(nn.Module):
+    """The first of what a layer returns."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x)[0]
+
+
 class SelfAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -106,6 +117,26 @@ DOT_PRODUCTS += [
         (3, 8),
         18 * 4 + 18 + 36 + 24 * 3,
         18 * 3 + 12 + 24 * 2,
+    ),
+]
+
+# An LSTM of 3 units over 5 steps of 4 values: 12 gates of 4 + 3 products, of 3 + 2 additions, two biases
+# and their sum; then for each unit three sigmoids (2, 1), two tanh (1, 0), f * c + i * g (2, 1) and
+# o * tanh(c) (1, 0).
+DOT_PRODUCTS += [
+    Case(
+        "aten.mkldnn_rnn_layer",
+        FirstOf(nn.LSTM(4, 3, batch_first=True)),
+        (5, 4),
+        5 * (12 * 7 + 3 * (3 * 2 + 2 + 2 + 1)),
+        5 * (12 * (5 + 2 + 1) + 3 * (3 + 1)),
+    ),
+    Case(
+        "aten.mkldnn_rnn_layer",
+        FirstOf(nn.LSTM(4, 3, batch_first=True, bias=False)),
+        (5, 4),
+        5 * (12 * 7 + 3 * 11),
+        5 * (12 * (5 + 1) + 3 * 4),
     ),
 ]
 
@@ -399,8 +430,8 @@ QUANTISED = [
         "quantized_decomposed.dequantize_per_tensor",
         lambda x: torch.ops.quantized_decomposed.dequantize_per_tensor(x.to(torch.int8), *PER_TENSOR),
         S,
-        0,
-        0,
+        X,  # the model returns it: nothing later on has a scale to take this one in
+        X,
     ),
     Case(
         "quantized_decomposed.dequantize_per_channel",
@@ -475,6 +506,8 @@ MOVES: list[tuple[str, Callable[[Tensor], Any]]] = [
     ("triu", lambda x: x.triu()),
     ("unbind", lambda x: x.unbind(1)),
     ("unfold", lambda x: x.unfold(2, 2, 1)),
+    ("unsafe_split", lambda x: x.unsafe_split(1, 1)),
+    ("unsafe_split_with_sizes", lambda x: x.unsafe_split_with_sizes([1, 1], 1)),
     ("unsqueeze", lambda x: x.unsqueeze(0)),
     ("upsample_nearest1d", lambda x: F.interpolate(x[0], scale_factor=2)),
     ("upsample_nearest2d", lambda x: F.interpolate(x, scale_factor=2)),

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from job.errors import DataError, UsageError
 from job.score.rules import score
-from job.score.tally import Tally
+from job.score.tally import LayerRow, Tally
 from job.score.trace import trace
 
 S = (2, 3, 4)
@@ -179,15 +179,10 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
 def test_layers_are_named_by_their_path() -> None:
     model = nn.Sequential(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), Model(lambda m, x: F.relu(x)))
     assert [line.layer for line in official(model).lines] == ["0.0", "0.1", "1"]
-    rows = official(model).layers_json()
-    assert rows[0] == {
-        "layer": "0.0",
-        "kind": "conv",
-        "multiplications": 48,
-        "additions": 24 + 24,
-        "counted": 96,
-        "parameters": 6,
-    }
+    rows = official(model).layers()
+    assert rows[0] == LayerRow(
+        layer="0.0", kind="conv", multiplications=48, additions=24 + 24, counted=96, parameters=6
+    )
 
 
 def test_every_parameter_is_in_some_row() -> None:
@@ -195,7 +190,7 @@ def test_every_parameter_is_in_some_row() -> None:
         nn.Conv2d(2, 2, 1), Model(lambda m, x: torch.cat([x, m.token]), token=torch.ones(1, 2, 3, 4))
     )
     tally = official(model)
-    assert sum(row["parameters"] for row in tally.layers_json()) == tally.parameters == 6 + 24
+    assert sum(row.parameters for row in tally.layers()) == tally.parameters == 6 + 24
 
 
 def test_scripted_and_compiled_models_are_counted_too() -> None:

@@ -1,11 +1,18 @@
-"""What disappears into the convolutions ahead of time, by the conventions of the official rule set.
+"""What several operators amount to together: foldings into convolutions, and channel shuffles.
+
+What disappears into the convolutions ahead of time, by the conventions of the official rule set:
 
 - A batch norm whose only input is a convolution with no other consumer: no multiplication is left, one
   addition an element as that convolution's bias, one parameter a channel.
 - A multiplication by a constant after a convolution with no other consumer: nothing is left.
 
 A convolution whose weight several calls share can absorb only what follows every one of them, and one whose
-weight is quantised nothing: times a factor a channel, its values would not be of so few levels any more.
+weight is quantised nothing: multiplied by a factor for each channel, its values would have more levels.
+
+RULES, FAQ, on ShuffleNet: an arbitrary permutation counts as the product with a sparse permutation matrix,
+and the matrix is stored. What splits one dimension in two, swaps the parts and merges them again is such a
+permutation, also written as view, transpose and view; a transposition that leaves the dimensions apart
+(attention's heads) is only another order to read them in.
 """
 
 from __future__ import annotations
@@ -14,6 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from job.score.graph import Graph, Operand, Operation
+
+VIEWS = ("aten.view", "aten._unsafe_view", "aten._reshape_alias")
+SWAPS = ("aten.transpose", "aten.permute")
 
 
 @dataclass(frozen=True)
@@ -101,3 +111,43 @@ def _signature(absorbed: list[Operation]) -> tuple[object, ...]:
         )
         for operation in absorbed
     )
+
+
+def shuffles(graph: Graph) -> dict[int, int]:
+    """Return, by the index of the operation that completes each, the size of the shuffled dimension."""
+    found: dict[int, int] = {}
+    for merge in graph.operations:
+        if merge.name == "aten.channel_shuffle":
+            found[merge.index] = merge.output.shape[1]
+        if merge.name not in VIEWS:
+            continue
+        swap = _before(graph, merge)
+        if swap is not None and swap.name == "aten.clone":
+            swap = _before(graph, swap)
+        split = _before(graph, swap) if swap is not None and swap.name in SWAPS else None
+        if split is None or swap is None or split.name not in VIEWS:
+            continue
+        size = _shuffled(split.reads[0].shape, split.output.shape, swap.output.shape, merge.output.shape)
+        if size:
+            found[merge.index] = size
+    return found
+
+
+def _before(graph: Graph, operation: Operation) -> Operation | None:
+    producers = operation.reads[0].producers
+    return graph.operations[producers[0]] if len(producers) == 1 and producers[0] >= 0 else None
+
+
+def _shuffled(
+    whole: tuple[int, ...], parts: tuple[int, ...], swapped: tuple[int, ...], merged: tuple[int, ...]
+) -> int:
+    """Return the size of the dimension of `whole` that was split, swapped and merged; 0 if none was."""
+    if merged != whole or len(parts) != len(whole) + 1:
+        return 0
+    for dim, size in enumerate(whole):
+        before, after = whole[:dim], whole[dim + 1 :]
+        first, second = parts[dim : dim + 2]
+        split = first > 1 and second > 1 and parts == (*before, first, second, *after)
+        if split and swapped == (*before, second, first, *after):
+            return size
+    return 0
