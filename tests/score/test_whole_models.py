@@ -135,9 +135,7 @@ def test_integer_modules_of_the_eager_and_fx_modes(make: Any, half: bool) -> Non
 @pytest.mark.parametrize("decomposed", [False, True])
 def test_reference_modules_of_the_fx_mode(decomposed: bool, half: bool) -> None:
     convert = (
-        quantize_fx._convert_to_reference_decomposed_fx
-        if decomposed
-        else quantize_fx.convert_to_reference_fx
+        quantize_fx._convert_to_reference_decomposed_fx if decomposed else quantize_fx.convert_to_reference_fx
     )
     tally = official(convert(fx_prepared(half)))
     # Each result is 32 bits wide until it is quantised: the ReLU, whose zero point then is 0, and the mean.
@@ -192,9 +190,7 @@ def test_torchao_dynamic(half: bool) -> None:
     tally = official(model)
     # The linear layer finds its input's largest magnitude (|x| of 8 values, 7 comparisons) and from it a
     # scale, divides the 8 values by it, and scales the logits by it and by that of each row.
-    assert tally.total == (
-        conv(half, 32) + CONV + MEAN + linear(half, 8) + (8 + 7) + 1 + POOLED + 2 * LOGITS
-    )
+    assert tally.total == (conv(half, 32) + CONV + MEAN + linear(half, 8) + (8 + 7) + 1 + POOLED + 2 * LOGITS)
     assert tally.parameters == weights(half, 32, 8) + 5
 
 
