@@ -61,9 +61,7 @@ class Unknown:
     def __str__(self) -> str:
         """Return the operator with its layer and place."""
         return f"{self.operator} in {self.layer or '(model)'}, {self.where}" + (
-            " (a branch that depends on the image; the path of an image of zeros is counted)"
-            if self.branches
-            else ""
+            " (depends on the image; the path of an image of zeros is counted)" if self.branches else ""
         )
 
 

@@ -46,7 +46,7 @@ def text(scores: Scores, per_layer: bool = False) -> str:
         if name == "official" and scores.accumulators:
             console.print(_accumulators(tally.with_accumulators()))
     for operator in scores.unknown:
-        console.print(f"not counted: {operator}")
+        console.print(f"{'branch' if operator.branches else 'not counted'}: {operator}")
     output = console.file
     assert isinstance(output, io.StringIO)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines()).strip("\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
@@ -18,6 +19,7 @@ from torch import nn
 from job.errors import DataError, ExplainedError, UsageError
 from job.network import weights
 from job.network.wide_resnet import wide_resnet
+from job.score.graph import Operation
 from job.score.operations import OwnRule
 from job.score.trace import described
 from job.store import local_path, open_store
@@ -68,7 +70,12 @@ def own_rule(name: str) -> OwnRule:
     What it raises becomes a UsageError that names its frames.
     """
     function = _imported("--rule", name)
-    return lambda operation: _called("--rule", name, function, operation)
+
+    @functools.wraps(function)
+    def rule(operation: Operation) -> Any:
+        return _called("--rule", name, function, operation)
+
+    return rule
 
 
 def input_shape(text: str) -> tuple[int, ...]:
