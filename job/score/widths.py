@@ -182,6 +182,8 @@ class Widths:
 
     def _result(self, operation: Operation) -> Width:
         """Return the width of what `operation` wrote."""
+        if not operation.outputs:
+            return Width(32)  # a number that Python has read
         dtype = operation.output.dtype
         own = Width(dtype_bits(dtype), dtype.is_floating_point)
         levels = levels_bits(operation.arguments) or self._conversions.bits.get(operation.index)
