@@ -30,7 +30,7 @@ def official(graph: Graph, storage: Storage, conversions: Conversions, baseline:
         for operation in left
         if is_counted(storage.widths.table.get(operation.name)) and operation.index not in conversions.gone
     ]
-    # The operator that is a shuffle has its row; of one that is written out only the views are seen.
+    # The operator that is a shuffle has its row; one that is written out is a sequence of views.
     written_out = [graph.operations[index] for index in shuffled if graph.operations[index].name in VIEWS]
     lines += [_shuffle(operation, storage) for operation in written_out]
     matrices = {size: _matrix(graph.operations[index], size, storage) for index, size in shuffled.items()}
@@ -99,7 +99,7 @@ def _needed(operation: Operation, folding: Folding, storage: Storage) -> Iterato
         key = ("scales", layer, scales(operation.arguments), zero_points(operation.arguments))
         yield key, _values(layer, "scales", scale_bits(operation.arguments, bits))
     if kind in ("quantise", "dequantise"):
-        return  # what observers keep besides has done its work, and the way back has the scale of the way in
+        return  # observers' other state is of training, and the way back has the scale of the way in
     batch_norm = folding.shift_of.get(operation.index)
     for operand in operation.reads:
         if batch_norm is None or operand is not operation["bias"]:

@@ -1,4 +1,4 @@
-"""The table: every operator that is counted, what it costs, and the rule that says so.
+"""The table: every operator that is counted, what it costs, and the rule for it.
 
 RULES is the challenge's scoring page (micronet-challenge.github.io), COUNTER the organisers' own counter
 (google-research, micronet_challenge/counting.py). What neither names is written out, by its definition,

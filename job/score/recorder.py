@@ -1,4 +1,4 @@
-"""Writes down every operator that meets the image, what it read, and where the model called it."""
+"""A recorder of every operator that reads the image or what comes of it, and of where it is called."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Recorder(TorchDispatchMode):
         self.calls: list[Call] = []
         self.modules: list[tuple[str, nn.Module]] = [("", nn.Module())]  # those running, innermost last
         self.origins: dict[int, _Origin] = {}
-        self.writes: dict[int, list[_Origin]] = {}  # into a storage, by any tensor that looks into it
+        self.writes: dict[int, list[_Origin]] = {}  # into a storage, by any tensor that shares it
         self.alive: list[Tensor] = []  # so that no id is used twice
         self.time = 0
         self.inside = False  # an operator that is being recorded
@@ -102,7 +102,7 @@ class Recorder(TorchDispatchMode):
         return self.observe(func, func, args, kwargs or {})
 
     def observe(self, operator: Any, call: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        """Return what `call` returns, and record it as `operator`, whatever goes on inside."""
+        """Return what `call` returns, and record it as `operator`, whatever it calls itself."""
         if self.inside:
             return call(*args, **kwargs)
         named = by_name(operator, args, kwargs)

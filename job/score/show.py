@@ -26,7 +26,7 @@ def header(name: str, input_shape: tuple[int, ...], baseline: Baseline | None) -
     """Return what was counted, and what the score is relative to."""
     shape = ",".join(map(str, input_shape))
     if baseline is None:
-        relative = "no score: --baseline cifar100, imagenet or PARAMETERS,OPERATIONS says relative to what"
+        relative = "no score: --baseline cifar100, imagenet or PARAMETERS,OPERATIONS sets a baseline"
     else:
         relative = (
             f"relative to {baseline.name}: {baseline.parameters:,.0f} parameters,"

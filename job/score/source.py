@@ -79,7 +79,7 @@ def own_rule(name: str) -> OwnRule:
 
 
 def input_shape(text: str) -> tuple[int, ...]:
-    """Read `channels,height,width`, or another image's shape; raise UsageError if it is none."""
+    """Read `channels,height,width`, or another image's shape; raise UsageError for anything else."""
     try:
         shape = tuple(int(size) for size in text.split(","))
     except ValueError:

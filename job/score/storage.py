@@ -14,7 +14,7 @@ from job.score.widths import Widths
 
 
 class Storage:
-    """What is stored of the values that `graph` reads, of the bits that `widths` says.
+    """How the values that `graph` reads are stored, at the bits of `widths`.
 
     A weight is stored as its non-zero values and a bitmask where that makes the score against `baseline`
     smaller: the multiplications and additions that its zeros save are weighed against the bits of the mask.

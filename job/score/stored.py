@@ -74,7 +74,7 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Stored]]:
 
     In the copy pruned weights are only the weights, and tensors of a quantised subclass (`torchao` and the
     like) plain floating-point ones, so that it executes plain operators; what they store is described
-    beside it. Tensors on the meta device stay there. `model` is only read.
+    next to it. Tensors on the meta device stay there. `model` is only read.
 
     Raises UsageError if the model cannot be copied.
     """

@@ -1,4 +1,4 @@
-"""How many bits each value has that is read: as the model carries it, or as a declaration for it says."""
+"""The bits of each value that is read: as the model stores it, or as they are declared for it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEEPS_WIDTH = ("fill", "move", "permutation", "relu", "max pool", "dequantise")
 class Widths:
     """The bits of everything that `graph` reads; what is `declared` goes before what the model says.
 
-    `table` has the row of each operator that is counted. `freebie` says whether the 16-bit rule is applied:
+    `table` has the row of each operator that is counted. `freebie` is whether the 16-bit rule is applied:
     where it is asked for and nothing is quantised.
 
     Raises UsageError where a declaration for a parameter has no effect on what is computed from it.
@@ -49,7 +49,7 @@ class Widths:
         self._conversions = conversions
         self._declared = declared
         self._results: dict[int, Width] = {}  # by the operation that wrote it
-        self.freebie = False  # while looking for anything quantised
+        self.freebie = False  # while searching for anything quantised
         for operation in graph.operations:
             self._results[operation.index] = self._result(operation)
         counted = [op for op in graph.operations if is_counted(table.get(op.name))]
@@ -146,7 +146,7 @@ class Widths:
     def declared_value(self, stored: Stored) -> ValueBits | None:
         """Return the bits declared for `stored`: under its name, or for the tensor it is computed from.
 
-        Of several tensors those of its size must have the same bits; a mask has no say in it.
+        Of several tensors those of its size must have the same bits; masks are left out.
         """
         if self._declared is None:
             return None
@@ -202,9 +202,9 @@ class Widths:
             first -= 1  # +-1 times a value has the value's bits
         if added is None:
             return sum(count * _tree_bits(n, first) for n, count in sums.counts.items())
-        beside = self.addition_bits(operation, added)
+        own = self.addition_bits(operation, added)
         return sum(
-            count * max(min(first + math.ceil(math.log2(max(n, 1))), 32), beside)
+            count * max(min(first + math.ceil(math.log2(max(n, 1))), 32), own)
             for n, count in sums.counts.items()
         )
 
