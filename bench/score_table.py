@@ -17,7 +17,6 @@ from job.score.tally import CIFAR100, IMAGENET, Baseline, Tally
 TABLE = Path(__file__).with_name("SCORES.md")
 
 IMAGENET_NETWORKS = [
-]
     "alexnet",
     "vgg16",
     "googlenet",

@@ -65,24 +65,21 @@ def score(
     as_json: bool,
 ) -> None:
     """Score the default network, saved weights or any model by the MicroNet Challenge's rules."""
+    from job.run import layout
     from job.score import show, source, tally
+    from job.score.bits import Declared
     from job.score.rules import score as count
 
-    declared = None
-    if bits:
-        from job.score.bits import Declared  # pydantic takes 0.1 s to import
-
-        declared = Declared.parse(bits.read())
     source.use_one_thread()
     image = source.input_shape(shape)
     relative_to = tally.Baseline.parse(baseline) if baseline else tally.usual_baseline(image)
-    subject = source.subject(checkpoint, model)
+    subject = source.subject(checkpoint, model, layout.WEIGHTS)
     scores = count(
         subject.network,
         image,
         rules.split(","),
         allow_unknown=allow_unknown,
-        declared=declared,
+        declared=Declared.parse(bits.read()) if bits else None,
         baseline=relative_to,
         own_rules=[source.own_rule(name) for name in own],
     )

@@ -28,7 +28,7 @@ SWAPS = ("aten.transpose", "aten.permute")
 
 @dataclass(frozen=True)
 class Folding:
-    """What counts nothing (indices of operations), and by convolution the batch norm that leaves it a shift."""
+    """What counts nothing (indices of operations), and the batch norm that leaves a convolution a shift."""
 
     gone: frozenset[int]
     shift_of: dict[int, Operation]
@@ -102,7 +102,7 @@ def _keep_apart(graph: Graph, followers: dict[int, list[Operation]]) -> None:
 
 
 def _signature(absorbed: list[Operation]) -> tuple[object, ...]:
-    """Return what distinguishes one sequence of scalings from another: operators, stored values and numbers."""
+    """Return the operators, stored values and numbers that make one sequence of scalings."""
     return tuple(
         (
             operation.name,

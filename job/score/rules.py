@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from job.errors import UsageError
 from job.score import crosscheck
 from job.score.architecture import leaderboard, writeup
+from job.score.bits import Declared
 from job.score.conversions import conversions
 from job.score.graph import Graph, Operation
 from job.score.official import official
@@ -20,9 +21,6 @@ from job.score.storage import Storage
 from job.score.tally import CIFAR100, Baseline, Tally
 from job.score.trace import trace
 from job.score.widths import Widths
-
-if TYPE_CHECKING:
-    from job.score.bits import Declared
 
 RULE_SETS = ("writeup", "leaderboard", "official")
 

@@ -40,11 +40,12 @@ class Subject:
     network: nn.Module
 
 
-def subject(checkpoint: str | None = None, factory: str | None = None) -> Subject:
+def subject(checkpoint: str | None, factory: str | None, weights_of_run: str) -> Subject:
     """Return the network that `checkpoint` and `factory` name; without either the default one.
 
-    `checkpoint` is a path or URI of a run or of a .safetensors file: of this program's, or, with `factory`,
-    of the state dict of that model. `factory` is `package.module:callable`; it runs the user's own code.
+    `checkpoint` is a path or URI of a run, which has `weights_of_run`, or of a .safetensors file: of this
+    program's, or, with `factory`, of the state dict of that model. `factory` is `package.module:callable`;
+    it runs the user's own code.
 
     Raises UsageError if the factory cannot be imported, raises or makes no module, DataError if the file
     cannot be read as weights or does not fit.
@@ -54,13 +55,13 @@ def subject(checkpoint: str | None = None, factory: str | None = None) -> Subjec
         if checkpoint is None:
             return Subject(factory, model)
         try:
-            model.load_state_dict(load_tensors(_read(checkpoint)))
+            model.load_state_dict(load_tensors(_read(checkpoint, weights_of_run)))
         except (SafetensorError, RuntimeError) as error:
             raise DataError(f"{checkpoint} does not fit {factory}: {error}") from error
         return Subject(f"{factory} with {checkpoint}", model)
     if checkpoint is None:
         return Subject("WideResNet-22-6", wide_resnet())
-    network, info = weights.load(_read(checkpoint))
+    network, info = weights.load(_read(checkpoint, weights_of_run))
     return Subject(f"WideResNet-{info.depth}-{info.width} of {checkpoint}", network)
 
 
@@ -98,14 +99,14 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _read(uri: str) -> bytes:
-    """Return the file `uri`, or the weights of the run at `uri`.
+def _read(uri: str, weights_of_run: str) -> bytes:
+    """Return the file `uri`, or `weights_of_run` of the run at `uri`.
 
     Raises DataError for a pickle, unread, and for a folder without weights.
     """
     if uri.lower().endswith(PICKLES):
         raise _is_pickled(uri)
-    folder, name = weights.locate(uri)
+    folder, name = weights.locate(uri, weights_of_run)
     try:
         data = open_store(folder).get(name).data
     except AbsentError as error:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from job.errors import UsageError
+from job.score.bits import Declared, ValueBits
 from job.score.conversions import Conversions
 from job.score.formulas import Sums, Term
 from job.score.graph import Graph, Operand, Operation
 from job.score.levels import levels_bits
 from job.score.operations import Row, is_counted
 from job.score.stored import Stored, Width, dtype_bits
-
-if TYPE_CHECKING:
-    from job.score.bits import Declared, ValueBits  # pydantic takes 0.1 s to import, for --bits alone
 
 FREEBIE_BITS = 16
 """RULES: entries that quantise nothing count parameters and multiplications as if of 16 bits."""

@@ -17,6 +17,7 @@ from job.cli import cli
 from job.errors import DataError, JobError, UsageError
 from job.network import weights
 from job.network.wide_resnet import wide_resnet
+from job.run import layout
 from job.score.rules import score
 
 MODELS = """
@@ -254,10 +255,10 @@ INFO = weights.NetworkInfo(10, 1, ("a", "b", "c"), (0.5, 0.5, 0.5), (0.2, 0.2, 0
 def test_a_checkpoint_is_a_run_or_its_weights_as_for_evaluate(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "first"
     run.mkdir(parents=True)
-    (run / weights.FILE).write_bytes(weights.save(wide_resnet(10, 1, 3), INFO))
+    (run / layout.WEIGHTS).write_bytes(weights.save(wide_resnet(10, 1, 3), INFO))
     whole = CliRunner().invoke(cli, ["score", "--checkpoint", "runs/first", "--json"])
     assert whole.exception is None
-    of_file = CliRunner().invoke(cli, ["score", "--checkpoint", f"runs/first/{weights.FILE}", "--json"])
+    of_file = CliRunner().invoke(cli, ["score", "--checkpoint", f"runs/first/{layout.WEIGHTS}", "--json"])
     assert of_file.output == whole.output
 
 
