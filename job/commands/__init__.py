@@ -1,0 +1,48 @@
+"""The command line: parse, call, print. Each command has a module; heavy imports happen inside them."""
+
+from __future__ import annotations
+
+import click
+
+from job import events
+from job.commands import bench, data, doctor, evaluate, report, score, selftest, status, submit, train
+from job.commands.options import option
+from job.machine.preemption import Preemption
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@option(
+    "--log-format",
+    type=click.Choice(["human", "json"]),
+    default="human",
+    help="Events on stderr as text or as a JSON object a line.",
+)
+@click.version_option(package_name="micronet")
+def cli(log_format: str) -> None:
+    """Train, evaluate and score a small CIFAR-100 network as one batch job."""
+    events.configure(log_format)
+
+
+COMMANDS = (
+    train.train,
+    data.data,
+    doctor.doctor,
+    status.status,
+    report.report,
+    evaluate.evaluate,
+    score.score,
+    submit.submit,
+    selftest.selftest,
+    bench.bench,
+)
+for command in COMMANDS:
+    cli.add_command(command)
+
+
+def run(preemption: Preemption) -> int:
+    """Carry out the process's command line; return the exit code, or raise what the command raises."""
+    try:
+        return cli.main(standalone_mode=False, obj=preemption) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from typing import Any
 
 import click
 
-from job import settings
+from job import events, settings
 from job.cloud import array
 from job.commands.options import (
     SECONDS,
@@ -23,6 +24,7 @@ from job.commands.options import (
     store_cache_option,
 )
 from job.machine.preemption import Preemption
+from job.machine.process import OutputError, require_threads
 
 EXAMPLES = """\b
 Examples:
@@ -99,10 +101,18 @@ def train(
     )
     preemption: Preemption = context.obj
     preemption.grace_seconds = grace
+    require_threads()
     with preemption.deferred():  # torn imports leave modules that cannot be used
         from job.train.job import train as run_job
 
     report = run_job(recipe, placement, preemption)
+    try:
+        _print(report)
+    except OutputError as error:  # the report is durable: nothing that happens to its summary counts
+        events.warn("summary_not_printed", reason=error.message)
+
+
+def _print(report: dict[str, Any]) -> None:
     accuracy, score = report["accuracy"], report["score"]["leaderboard"]["score"]
     click.echo(
         f"accuracy  {accuracy['final']:.4f}  ({accuracy['correct']} of {accuracy['total']} test images)"
@@ -110,3 +120,4 @@ def train(
     click.echo(f"score     {score:.5f}  (MicroNet Challenge, as listed)")
     click.echo(f"report    {report['run']['uri']}/report.json")
     click.echo(f"page      {report['run']['uri']}/report.html")
+    sys.stdout.flush()

@@ -25,6 +25,9 @@ POLL_SECONDS = 0.02
 ANNOUNCE_AFTER_SECONDS = 2.0
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SHORT = _FULL | {errno.EIO, errno.EROFS, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""What a machine can run out of, or lose, under a program that does nothing wrong."""
+
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISUSED = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EEXIST, errno.ELOOP}
 

@@ -143,7 +143,8 @@ def test_a_recipe_that_makes_no_network_is_not_submitted() -> None:
 def test_help_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'boto3', 'google.cloud', 'kubernetes', 'yaml'}"
     code = (
-        "import sys; from job.cli import cli; cli.main(['submit', 'aws', '--help'], standalone_mode=False);"
+        "import sys; from job.commands import cli;"
+        "cli.main(['submit', 'aws', '--help'], standalone_mode=False);"
         f"print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.utils import prune
 
-from job.cli import cli
+from job.commands import cli
 from job.errors import DataError, JobError, UsageError
 from job.network import weights
 from job.network.wide_resnet import wide_resnet
