@@ -1,4 +1,4 @@
-"""A disk that is soon full."""
+"""Disks that are soon full, or become read-only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 TINY_BYTES = 2**20
@@ -32,6 +32,21 @@ def tiny_disk(folder: Path) -> Iterator[Path]:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             signal.signal(signal.SIGXFSZ, handler)
+
+
+@contextlib.contextmanager
+def read_only_later(folder: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Make `folder` a disk, and a function that makes it read-only; needs the right to mount, as root has."""
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder, lambda: _remount_read_only(folder)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def _remount_read_only(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
 
 
 def _mount(folder: Path) -> bool:

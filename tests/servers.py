@@ -26,6 +26,8 @@ import boto3
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret"
 S3_START_SECONDS = 30
 DOMAIN = "s3.test"  # buckets are also reached as BUCKET.s3.test, once that name resolves to loopback
+PAGE = b"<!DOCTYPE html><html><head><title>Log in</title></head><body><br>Welcome</body></html>"
+DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>A\xc2\x9b2Jccess</Message></Error>"
 HEAD_END = b"\r\n\r\n"
 
 
@@ -203,8 +205,10 @@ class FaultProxy:
     refuse: closes at once. stall: takes the request and never answers. unavailable: answers 503.
     lose: has the request carried out and drops the answer. truncate: N bytes of the answer's body.
     flip: changes byte N of the answer's body; flip_request: of the request's. throttle: N bytes a second,
-    both ways. drip: 100 bytes a second of the answer. pass: nothing. A request whose head matches `refused`
-    is answered 400 at once, whatever its turn. `heads` keeps the heads of all requests.
+    both ways. drip: 100 bytes a second of the answer. html: answers with that status, a page, and control
+    characters in its reason. no_etag, wrong_range: changes those headers of the answer. denied: answers as S3
+    does for a right that is missing. pass: nothing. A request whose head matches `refused` is answered 400 at
+    once, whatever its turn. `heads` keeps the heads of all requests.
     """
 
     def __init__(self, target: str) -> None:
@@ -247,13 +251,27 @@ class FaultProxy:
             kind, amount = self.faults.pop(0) if self.faults else self.default
             if kind == "stall":
                 await asyncio.sleep(3600)
+            if kind in ("html", "denied"):
+                await self._drain(head, reader)
             if kind == "unavailable":
                 await self._answer(writer, b"503 Slow Down")
+            elif kind == "html":
+                await self._answer(writer, f"{amount} L\x1b[2J\x9bogin".encode("latin1"), PAGE, "text/html")
+            elif kind == "denied":
+                await self._answer(writer, b"403 Forbidden", DENIED, "application/xml")
             elif kind != "refuse":
                 await self._forward(head, reader, writer, kind, amount)
 
-    async def _answer(self, writer: asyncio.StreamWriter, status: bytes) -> None:
-        writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    async def _drain(self, head: bytes, reader: asyncio.StreamReader) -> None:
+        length = re.search(rb"(?i)^content-length: *(\d+)", head, re.MULTILINE)
+        if length and b"100-continue" not in head.lower():
+            await reader.readexactly(int(length[1]))
+
+    async def _answer(
+        self, writer: asyncio.StreamWriter, status: bytes, body: bytes = b"", kind: str = "text/plain"
+    ) -> None:
+        headers = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nLocation: http://login.test/\r\n"
+        writer.write(b"HTTP/1.1 " + status + b"\r\n" + headers.encode() + b"Connection: close\r\n\r\n" + body)
         await writer.drain()
 
     async def _forward(
@@ -268,6 +286,10 @@ class FaultProxy:
         try:
             while (answer := await far_reader.readuntil(HEAD_END)).startswith(b"HTTP/1.1 100"):
                 writer.write(answer)
+            if kind == "no_etag":
+                answer = re.sub(rb"(?i)\r\netag:[^\r]*", b"", answer)
+            if kind == "wrong_range":
+                answer = re.sub(rb"(?i)(\r\ncontent-range: bytes )\d+", rb"\g<1>1000", answer)
             if kind != "lose":
                 writer.write(answer)
                 await self._pump(far_reader, writer, "pass" if kind == "flip_request" else kind, amount)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from job.errors import MachineError
 from job.preflight.check import Check, Look, ok, warning
-from job.store import Store, local_path
-from job.store.base import RefusedError, Service
+from job.store import Store, local_path, service
+from job.store.base import RefusedError
 from job.store.files import explain, scratch
 from job.store.local import LocalStore
 from job.store.probe import probe
+
+if TYPE_CHECKING:
+    from job.store.s3_client import Service
 
 RUNS = "runs"
 """The folder of the runs that are given no place."""
@@ -34,9 +38,9 @@ def looks(run: str | None, store: Store | None) -> list[Look]:
     if store is None or path is not None:
         return [Look("store", lambda: check_folder(path or Path(RUNS)))]
     return [
-        Look("credentials", lambda: check_credentials(store.service(), datetime.now(UTC))),
+        Look("credentials", lambda: check_credentials(service(store), datetime.now(UTC))),
         Look("store", lambda: check_store(store)),
-        Look("clock", lambda: check_clock(store.service())),
+        Look("clock", lambda: check_clock(service(store))),
     ]
 
 
@@ -44,9 +48,9 @@ def check_store(store: Store) -> Check:
     """Read and write there, and try conditional writes; raise what `probe` raises."""
     probe(store)
     text = f"{store.uri} can be read and written and honours conditional writes"
-    service = store.service()
-    if service:
-        text += f"; {service.addressing} addressing, checksums {service.checksums}, at {service.endpoint}"
+    found = service(store)
+    if found:
+        text += f"; {found.addressing} addressing, checksums {found.checksums}, at {found.endpoint}"
     return ok("store", text)
 
 

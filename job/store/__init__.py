@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import urllib.parse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from job.errors import DataError, UsageError
 from job.settings import RETRY_SECONDS
 from job.store.base import Store, check_key
 from job.store.retry import RetryingStore
 
-__all__ = ["Store", "local_path", "open_store"]
+if TYPE_CHECKING:
+    from job.store.s3_client import Service
+
+__all__ = ["Store", "local_path", "open_store", "service"]
 
 
 def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
@@ -29,7 +33,7 @@ def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
     bucket, prefix = parts.netloc, uri.split("://", 1)[1].partition("/")[2].strip("/")
     _check_utf8(uri)
     if parts.scheme != "s3" or not bucket:
-        raise UsageError(f"{uri!r} is no store", "Give a folder, file:///folder or s3://bucket/prefix")
+        raise UsageError(f"{uri!r} is not a store", "Give a folder, file:///folder or s3://bucket/prefix")
     try:
         prefix = check_key(prefix) if prefix else ""
     except DataError as error:
@@ -47,13 +51,23 @@ def _check_utf8(uri: str) -> None:
         raise UsageError(f"{uri!r} is not UTF-8", "Name a folder whose whole path is UTF-8") from error
 
 
+def service(store: Store) -> Service | None:
+    """Return what the requests of a store so far have shown of the service behind it; None for a folder."""
+    if local_path(store.uri) is not None:
+        return None
+    from job.store.s3 import S3Store
+
+    inner = store.inner if isinstance(store, RetryingStore) else store
+    return inner.service() if isinstance(inner, S3Store) else None
+
+
 def local_path(uri: str) -> Path | None:
     """Return the path that a bare path or a `file://` URI names; None for any other scheme.
 
     Raises UsageError for "" and for a `file://` URI that names another machine or no absolute path.
     """
     if not uri:
-        raise UsageError("an empty path names nothing", "Give a path or a URI")
+        raise UsageError("the path is empty", "Give a path or a URI")
     if "://" not in uri:
         return Path(uri)
     parts = urllib.parse.urlsplit(uri)
@@ -61,5 +75,5 @@ def local_path(uri: str) -> Path | None:
         return None
     path = Path(urllib.parse.unquote(parts.path))
     if parts.netloc not in ("", "localhost") or not path.is_absolute():
-        raise UsageError(f"{uri!r} names no file of this machine", "Write file:///absolute/path")
+        raise UsageError(f"{uri!r} does not name a file of this machine", "Write file:///absolute/path")
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from job.errors import DataError, JobError, MachineError, PermissionRefusedError
@@ -16,19 +16,27 @@ _SEGMENT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}")
 
 
 class AbsentError(DataError):
-    """There is no such key. Nothing else raises it: no permission, no bucket, no answer are not absence."""
+    """There is no such key. A refusal, a missing bucket or a missing answer never raises it."""
 
 
 class RefusedError(PermissionRefusedError):
-    """The store knows neither the caller nor, for this key, the caller's right."""
+    """The store refuses the caller, or refuses the caller this key."""
 
 
 class TransientError(MachineError):
-    """No usable answer came; the same request may succeed later, and may have been carried out already."""
+    """No usable answer came. The same request may succeed later, and may have been carried out already."""
+
+
+class DoubtfulError(TransientError):
+    """An answer that may be a passing one: `verdict` is what to raise when it is the same for `seconds`."""
+
+    def __init__(self, verdict: JobError, seconds: float) -> None:
+        super().__init__(verdict.message, verdict.fix)
+        self.verdict, self.seconds = verdict, seconds
 
 
 class ConflictError(JobError):
-    """The condition of a conditional put does not hold: someone else has written the key."""
+    """The condition of a conditional put does not hold, since someone else has written the key."""
 
     exit_code = 76
 
@@ -58,55 +66,39 @@ class Entry:
     size: int
 
 
-@dataclass(frozen=True)
-class Service:
-    """What the calls of a store so far have found out about the service behind it; None is not known yet."""
-
-    endpoint: str
-    addressing: str | None  # path, virtual, or auto on AWS
-    checksums: str | None  # boto3's request_checksum_calculation that the service takes
-    clock_ahead_seconds: float | None  # of this machine's clock, by the last answer's Date (whole seconds)
-    credentials: str | None  # botocore's name of their source, such as env or iam-role
-    expires: datetime | None  # when they end, UTC; None also where they say no end
-    temporary: bool  # they come with a session token, so they have an end
-
-
 class Store(Protocol):
     """Keys and their bytes. Safe to use from several threads, and from several processes at once.
 
-    Keys are relative, `/` between their segments (see `check_key`); where there is a key `a`, let there be
-    no `a/b`. Every method may raise
-    RefusedError, TransientError, ConfigurationError (the bucket, region or endpoint is wrong) and
-    MachineError (the disk is full). No other error than AbsentError ever means "not there".
+    Keys are relative, with `/` between their segments (see `check_key`); where there is a key `a` there must
+    not be an `a/b`. Every method may raise RefusedError, TransientError, ConfigurationError (the bucket, region
+    or endpoint is wrong) and MachineError (the disk is full). No other error than AbsentError ever means "not
+    there".
 
     A put is atomic: whatever happens to the writer, a reader gets the old content, the new one, or
     AbsentError, never a part. When a put returns, its content survives the loss of the machine (S3) or
     of its power (a folder). What was put is what the next get and list see, from anywhere.
 
-    What is read is not verified: keep a SHA-256 beside what must be right.
+    What is read is not verified: keep a SHA-256 of what must be right.
     """
 
     @property
     def uri(self) -> str:
-        """Where this is, for people and for `open_store`. No secrets."""
-
-    def service(self) -> Service | None:
-        """Return what is known of the service behind it without asking it anything; None for a folder."""
+        """Where this is, for people and for `open_store`; holds no secrets."""
 
     def get(self, key: str) -> Item:
-        """Return the whole content; AbsentError when there is none."""
+        """Return the whole content; AbsentError when the key is absent."""
 
     def get_range(self, key: str, offset: int, length: int) -> Part:
         """Return at most `length` bytes from `offset`; fewer only at the end, none past it."""
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write the key whatever was there."""
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Write the key whatever was there; a path is the file to read, so that a large one is not held."""
 
     def put_if_absent(self, key: str, data: bytes) -> str:
-        """Write the key if there is none, else ConflictError; return its version.
+        """Write the key if it is absent, else ConflictError; return its version.
 
-        Of any number at once, one succeeds. Let `data` name its writer: after a lost response, only the
-        content tells whose write it was.
+        Of any number at once, one succeeds. `data` must name its writer: after a lost response, only the
+        content shows whose write it was.
         """
 
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
@@ -124,7 +116,7 @@ class Store(Protocol):
 
 
 def check_key(key: str) -> str:
-    """Return `key`, or raise DataError if some store cannot hold it or could leave its place through it.
+    """Return `key`, or raise DataError if a store cannot hold it or could be made to leave its folder by it.
 
     Allowed are segments of 1 to 200 characters, joined by single slashes: no leading dot (so no `..` and
     none of a folder store's own files), no backslash, no control characters, 512 bytes in all.
@@ -137,7 +129,7 @@ def check_key(key: str) -> str:
 
 
 def is_key(key: str) -> bool:
-    """Tell whether `check_key` would accept `key`."""
+    """Return whether `check_key` accepts `key`."""
     try:
         check_key(key)
     except DataError:

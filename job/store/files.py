@@ -6,9 +6,11 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import mmap
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -44,9 +46,24 @@ def explain(error: OSError, path: Path | str) -> JobError:
     return MachineError(cause, "Check the disk or the network it hangs on")
 
 
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file for reading; ConfigurationError for a pipe, socket or device, which could block for ever.
+
+    Raises OSError as `open` does.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise ConfigurationError(f"{path} is not a regular file", "Remove it, or name another folder")
+    return os.fdopen(descriptor, "rb")
+
+
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content in hex."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a file's content in hex; raises what `open_regular` raises."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -101,7 +118,7 @@ def exclusive(path: Path, patience_seconds: float = float("inf")) -> Iterator[No
     Raises TransientError when somebody else keeps it longer than `patience_seconds`. The file stays:
     removing it would let two hold "the" lock at once.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         start, announced = time.monotonic(), False
         while not _try_lock(descriptor):
@@ -149,7 +166,8 @@ def _new_locked_folder(parent: Path) -> tuple[Path, int]:
 def _sweep(parent: Path) -> None:
     for folder in parent.glob(f"{SCRATCH_PREFIX}*"):
         with contextlib.suppress(OSError):  # another sweep was faster, or it is another user's
-            descriptor = os.open(folder, os.O_RDONLY)
+            # A pipe of that name would block the opening, and a link could lead out of the parent.
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 if _try_lock(descriptor):
                     shutil.rmtree(folder, ignore_errors=True)

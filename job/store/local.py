@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from job.errors import ConfigurationError, MachineError
 from job.store.base import AbsentError, ConflictError, Entry, Item, Part, check_key, is_key
-from job.store.files import exclusive, explain, fsync, scratch, sha256_of, write_durably
+from job.store.files import exclusive, explain, fsync, open_regular, scratch, sha256_of, write_durably
 
 LOCK = ".lock"
 LOCK_PATIENCE_SECONDS = 10.0
@@ -25,30 +28,28 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
+        self._has_written = False
 
     @property
     def uri(self) -> str:
         """Return the folder's absolute path."""
         return str(self._root)
 
-    def service(self) -> None:
-        """See `base.Store`."""
-
     def get(self, key: str) -> Item:
         """See `base.Store`."""
-        with self._reading(key):
-            data = self._path(key).read_bytes()
+        with self._reading(key), open_regular(self._path(key)) as file:
+            data = file.read()
         return Item(data, hashlib.sha256(data).hexdigest())
 
     def get_range(self, key: str, offset: int, length: int) -> Part:
         """See `base.Store`. Reads the whole file for its version."""
-        with self._reading(key), self._path(key).open("rb") as file:
+        with self._reading(key), open_regular(self._path(key)) as file:
             version = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
             file.seek(offset)
             return Part(file.read(length), version, size)
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | Path) -> None:
         """See `base.Store`."""
         with self._replacing(key, data):
             pass
@@ -95,14 +96,20 @@ class LocalStore:
         return self._root / check_key(key)
 
     @contextlib.contextmanager
-    def _replacing(self, key: str, data: bytes) -> Iterator[Path]:
-        """Write `data` aside; let the body check its condition under the lock; then rename."""
+    def _replacing(self, key: str, data: bytes | Path) -> Iterator[Path]:
+        """Write a new file, let the body check its condition under the lock, then rename the file."""
         path = self._path(key)
         with self._writing(key), scratch(self._root) as work:
             new = work / "new"
-            write_durably(new, data)
+            if isinstance(data, Path):
+                shutil.copyfile(data, new)
+                fsync(new)
+            else:
+                write_durably(new, data)
             _make_folder(path.parent)
             with self._locked():
+                if path.is_dir():  # it exists and cannot be read: a retry would never end
+                    raise ConfigurationError(f"{path} is a folder", "Remove it, or choose another folder")
                 yield path
                 new.rename(path)
             fsync(path.parent)
@@ -121,10 +128,17 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _writing(self, key: str) -> Iterator[None]:
+        """Explain what goes wrong; a folder that becomes read-only after a write is the machine's fault."""
         try:
             yield
         except OSError as error:
+            if error.errno == errno.EROFS and self._has_written:
+                raise MachineError(
+                    f"{self._root / key}: the file system has become read-only",
+                    "Check the disk, and run the same command again",
+                ) from error
             raise explain(error, self._root / key) from error
+        self._has_written = True
 
 
 def _make_folder(folder: Path) -> None:

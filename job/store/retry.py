@@ -1,91 +1,111 @@
-"""A store that tries again, so that nothing above it has to."""
+"""A store that retries its requests, so that its users need not."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception_type,
-    stop_after_delay,
     wait_random_exponential,
 )
+from tenacity.stop import stop_base
 
 from job import events
-from job.store.base import ConflictError, Entry, Item, Part, Service, Store, TransientError
+from job.store.base import ConflictError, DoubtfulError, Entry, Item, Part, Store, TransientError
 
 LONGEST_PAUSE_SECONDS = 10.0
 
 T = TypeVar("T")
 
 
+class _Budget(stop_base):
+    """Stops after `seconds`, and when a DoubtfulError has been repeated for its own `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.doubtful_since: float | None = None
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        error = retry_state.outcome.exception() if retry_state.outcome else None
+        now = retry_state.seconds_since_start or 0.0
+        if not isinstance(error, DoubtfulError):
+            self.doubtful_since = None
+            return now >= self.seconds
+        if self.doubtful_since is None:
+            self.doubtful_since = now
+        return now >= self.seconds or now - self.doubtful_since >= error.seconds
+
+
 def patiently(
     call: Callable[[], T], seconds: float, report: Callable[[RetryCallState], None] | None = None
 ) -> T:
-    """Return what `call` returns, repeated after a TransientError until `seconds` are over.
+    """Return what `call` returns, retried after a TransientError until `seconds` are over.
 
-    `report` is told before each pause.
+    The pauses are random and double up to 10 s; `report` is called before each. Raises the last error; for a
+    DoubtfulError, its verdict.
     """
-    return Retrying(
+    retrying = Retrying(
         retry=retry_if_exception_type(TransientError),
-        stop=stop_after_delay(seconds),
+        stop=_Budget(seconds),
         wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_SECONDS),
         before_sleep=report,
         sleep=time.sleep,
         reraise=True,
-    )(call)
+    )
+    try:
+        return retrying(call)
+    except DoubtfulError as error:
+        raise error.verdict from error
 
 
 class RetryingStore:
-    """The store `inner`, each of its calls repeated after a TransientError until `budget_seconds` are over.
+    """The store `inner`, each of its calls retried after a TransientError until `budget_seconds` are over.
 
-    The pauses are random and double up to 10 s; a call that has begun is let finish. A conditional put
-    whose response was lost is recognised by its content when the repetition meets a conflict.
+    A call that has begun may finish later. A conditional put whose response was lost is recognised by its
+    content when the retry meets a conflict.
     """
 
     def __init__(self, inner: Store, budget_seconds: float) -> None:
-        self._inner = inner
+        self.inner = inner
         self._budget_seconds = budget_seconds
 
     @property
     def uri(self) -> str:
         """Return the inner store's."""
-        return self._inner.uri
-
-    def service(self) -> Service | None:
-        """See `base.Store`."""
-        return self._inner.service()
+        return self.inner.uri
 
     def get(self, key: str) -> Item:
         """See `base.Store`."""
-        return self._retry(lambda: self._inner.get(key))
+        return self._retry(lambda: self.inner.get(key))
 
     def get_range(self, key: str, offset: int, length: int) -> Part:
         """See `base.Store`."""
-        return self._retry(lambda: self._inner.get_range(key, offset, length))
+        return self._retry(lambda: self.inner.get_range(key, offset, length))
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | Path) -> None:
         """See `base.Store`."""
-        self._retry(lambda: self._inner.put(key, data))
+        self._retry(lambda: self.inner.put(key, data))
 
     def put_if_absent(self, key: str, data: bytes) -> str:
         """See `base.Store`."""
-        return self._retry_conditional(key, data, lambda: self._inner.put_if_absent(key, data))
+        return self._retry_conditional(key, data, lambda: self.inner.put_if_absent(key, data))
 
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
         """See `base.Store`."""
-        return self._retry_conditional(key, data, lambda: self._inner.put_if_match(key, data, version))
+        return self._retry_conditional(key, data, lambda: self.inner.put_if_match(key, data, version))
 
     def delete(self, key: str) -> None:
         """See `base.Store`."""
-        self._retry(lambda: self._inner.delete(key))
+        self._retry(lambda: self.inner.delete(key))
 
     def list(self, folder: str = "") -> list[Entry]:
         """See `base.Store`."""
-        return self._retry(lambda: self._inner.list(folder))
+        return self._retry(lambda: self.inner.list(folder))
 
     def _retry_conditional(self, key: str, data: bytes, put: Callable[[], str]) -> str:
         maybe_written = False
@@ -100,7 +120,7 @@ class RetryingStore:
             except ConflictError:
                 if not maybe_written:
                     raise
-                item = self._inner.get(key)
+                item = self.inner.get(key)
                 if item.data != data:
                     raise
                 return item.version

@@ -2,113 +2,82 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import re
 import threading
-import time
-from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
 
-import boto3
 import urllib3
-from botocore.config import Config
-from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import ClientError
 
 from job.errors import ConfigurationError, JobError
 from job.store import probe
-from job.store.base import (
-    AbsentError,
-    ConflictError,
-    Entry,
-    Item,
-    Part,
-    Service,
-    TransientError,
-    check_key,
-    is_key,
-)
-from job.store.s3_errors import ERRORS, explain
+from job.store.base import AbsentError, ConflictError, Entry, Item, Part, check_key, is_key
+from job.store.files import open_regular
+from job.store.s3_client import Connection, Service
+from job.store.s3_errors import ForeignAnswerError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
-CONNECT_SECONDS = 10  # also the most that 16 KiB of an upload may take
-READ_SECONDS = 20  # boto3's own are 60 s each, three times
 BODY_SECONDS = 30
 SLOWEST_BYTES_PER_SECOND = 10_000
 """A body that drips never times out by itself: it may take 30 s and what its length takes at 10 kB/s."""
 
-Checksums = Literal["when_supported", "when_required"]
-CHECKSUM_MODES: tuple[Checksums, ...] = ("when_supported", "when_required")
-Style = Literal["auto", "path", "virtual"]
-STYLES: tuple[Style, ...] = ("path", "virtual")
-
 
 class S3Store:
-    """The store contract (see `base.Store`) over `s3://bucket/prefix`; a version is an ETag.
-
-    Endpoint, region and credentials come from the standard AWS variables, files and roles, and are asked
-    for again when they expire. Nothing is sent before the first call.
-    """
+    """The store contract (see `base.Store`) over `s3://bucket/prefix`; a version is an ETag."""
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self._bucket = bucket
         self._folder = f"{prefix}/" if prefix else ""
-        self._connecting = threading.Lock()
-        self._checksums: Checksums | None = None
-        self._clock_ahead: float | None = None
+        self._connection = Connection(bucket, self._folder)
 
     @property
     def uri(self) -> str:
         """Return `s3://bucket/prefix`."""
-        return f"s3://{self._bucket}/{self._folder}".rstrip("/")
+        return self._connection.uri
 
     def service(self) -> Service:
-        """See `base.Store`."""
-        with self._errors():
-            credentials = self._session.get_credentials()
-        renewable = isinstance(credentials, RefreshableCredentials)
-        return Service(
-            endpoint=self._connect("auto").meta.endpoint_url,
-            addressing=vars(self).get("_style"),  # where a cached property keeps what it has found
-            checksums=self._checksums,
-            clock_ahead_seconds=self._clock_ahead,
-            credentials=credentials.method if credentials else None,
-            expires=getattr(credentials, "_expiry_time", None),  # botocore has no public name for it
-            temporary=renewable or bool(credentials and credentials.token),
-        )
+        """Return what is known of the service without asking it anything."""
+        return self._connection.service()
 
     def get(self, key: str) -> Item:
         """See `base.Store`."""
         name = self._name(key)
-        with self._errors(key):
-            response = self._reader.get_object(Bucket=self._bucket, Key=name)
-            return Item(_body(response), response["ETag"])
+        with self._connection.errors(key):
+            response = self._connection.reader.get_object(Bucket=self._bucket, Key=name)
+            return Item(_body(response), _version(response))
 
     def get_range(self, key: str, offset: int, length: int) -> Part:
         """See `base.Store`."""
         name, span = self._name(key), f"bytes={offset}-{offset + length - 1}"
-        with self._errors(key):
+        with self._connection.errors(key):
             try:
-                response = self._reader.get_object(Bucket=self._bucket, Key=name, Range=span)
+                response = self._connection.reader.get_object(Bucket=self._bucket, Key=name, Range=span)
             except ClientError as error:
                 if error.response["Error"].get("Code") != "InvalidRange":
                     raise
-                head = self._reader.head_object(Bucket=self._bucket, Key=name)
-                return Part(b"", head["ETag"], head["ContentLength"])
+                head = self._connection.reader.head_object(Bucket=self._bucket, Key=name)
+                return Part(b"", _version(head), head["ContentLength"])
             if "ContentRange" not in response:
                 raise ConfigurationError(f"{self.uri} does not serve parts of an object", "Use another store")
-            size = int(response["ContentRange"].rpartition("/")[2])
-            return Part(_body(response), response["ETag"], size)
+            data, stated = _body(response), response["ContentRange"]
+            served = re.fullmatch(rf"bytes {offset}-{offset + len(data) - 1}/(\d+)", stated)
+            if not served or len(data) > length:
+                raise ForeignAnswerError(status=206, kind=f"Content-Range {stated!r} for {span}")
+            return Part(data, _version(response), int(served[1]))
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | Path) -> None:
         """See `base.Store`."""
-        self._put(key, data)
+        if isinstance(data, bytes):
+            self._put(key, data)
+            return
+        with open_regular(data) as file:
+            self._put(key, file)
 
     def put_if_absent(self, key: str, data: bytes) -> str:
         """See `base.Store`."""
@@ -124,16 +93,18 @@ class S3Store:
     def delete(self, key: str) -> None:
         """See `base.Store`."""
         name = self._name(key)
-        with self._errors(key):
-            self._reader.delete_object(Bucket=self._bucket, Key=name)
+        with self._connection.errors(key):
+            self._connection.reader.delete_object(Bucket=self._bucket, Key=name)
 
     def list(self, folder: str = "") -> list[Entry]:
         """See `base.Store`."""
         prefix = f"{self._name(folder)}/" if folder else self._folder
         entries = []
-        with self._errors(folder):
-            pages = self._reader.get_paginator("list_objects_v2")
+        with self._connection.errors(folder):
+            pages = self._connection.reader.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
+                if "IsTruncated" not in page:  # any list has it, an empty answer has not
+                    raise ForeignAnswerError(status=200, kind="no listing")
                 for item in page.get("Contents", []):
                     key = item["Key"].removeprefix(self._folder)
                     if is_key(key):
@@ -143,82 +114,19 @@ class S3Store:
     def _name(self, key: str) -> str:
         return self._folder + check_key(key)
 
-    def _put(self, key: str, data: bytes, **condition: Any) -> str:
+    def _put(self, key: str, data: bytes | IO[bytes], **condition: Any) -> str:
         name = self._name(key)
-        with self._errors(key):
-            return self._writer.put_object(Bucket=self._bucket, Key=name, Body=data, **condition)["ETag"]
-
-    @cached_property
-    def _style(self) -> Style:
-        """Find out how buckets are addressed: on AWS that is known, elsewhere by path or by host name."""
-        host = urlsplit(self._connect("auto").meta.endpoint_url).hostname or ""
-        if host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            return "auto"
-        for style in STYLES:
-            try:
-                self._knock(style)
-            except JobError as error:
-                if style == "path" and isinstance(error, TransientError):
-                    raise
-            else:
-                return style
-        # Listing may be forbidden where reading is not; otherwise the next request says what is wrong.
-        return "path"
-
-    @cached_property
-    def _reader(self) -> S3Client:
-        return self._connect(self._style)
+        with self._connection.errors(key):
+            return _version(self._writer.put_object(Bucket=self._bucket, Key=name, Body=data, **condition))
 
     @cached_property
     def _writer(self) -> S3Client:
-        """Find out whether the store takes boto3's checksums: some refuse, some keep them as content."""
-        refusals: list[JobError] = []
         probe.sweep(self)
-        for checksums in CHECKSUM_MODES:
-            client = self._connect(self._style, checksums)
-            try:
-                self._try_out(client)
-            except TransientError:
-                raise
-            except JobError as error:
-                refusals.append(error)
-            else:
-                self._checksums = checksums
-                return client
-        raise refusals[-1]
-
-    def _connect(self, style: Style, checksums: Checksums = "when_supported") -> S3Client:
-        config = Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            retries={"total_max_attempts": 1, "mode": "standard"},  # RetryingStore does that
-            s3={"addressing_style": style},
-            request_checksum_calculation=checksums,
-            response_checksum_validation=checksums,
-        )
-        with self._connecting, self._errors():  # a session may be used by one thread at a time
-            # AWS's own services set AWS_REGION, which boto3 does not read; without any, S3 redirects.
-            region = self._session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
-            client = self._session.client("s3", region_name=region, config=config)
-        client.meta.events.register("response-received.s3", self._read_clock)
-        return client
-
-    @cached_property
-    def _session(self) -> boto3.session.Session:
-        return boto3.session.Session()
-
-    def _knock(self, style: Style) -> None:
-        with self._errors():
-            self._connect(style).list_objects_v2(Bucket=self._bucket, Prefix=self._folder, MaxKeys=1)
-
-    def _read_clock(self, response_dict: dict[str, Any] | None, **_others: Any) -> None:
-        stated = (response_dict or {}).get("headers", {}).get("date")
-        with contextlib.suppress(ValueError, TypeError):  # no date, or none that can be read
-            self._clock_ahead = time.time() - parsedate_to_datetime(stated).timestamp()
+        return self._connection.writer(self._try_out)
 
     def _try_out(self, client: S3Client) -> None:
         key, data = probe.throwaway_key(), b"micronet"
-        with self._errors(key):
+        with self._connection.errors(key):
             client.put_object(Bucket=self._bucket, Key=self._name(key), Body=data)
         try:
             found = self.get(key).data
@@ -227,22 +135,14 @@ class S3Store:
             raise
         self.delete(key)
         if found != data:
-            raise ConfigurationError(
-                f"{self.uri} gives back other bytes than were put into it", "Use another store"
-            )
+            raise ConfigurationError(f"{self.uri} returns other bytes than were written", "Use another store")
 
-    @contextlib.contextmanager
-    def _errors(self, key: str = "") -> Iterator[None]:
-        try:
-            yield
-        except ERRORS as error:
-            raise explain(error, f"{self.uri}/{key}".rstrip("/")) from error
-        except ValueError as error:  # how boto3 says that an endpoint is none
-            raise ConfigurationError(f"{self.uri}: {error}", "Check AWS_ENDPOINT_URL_S3") from error
-        except RuntimeError as error:
-            if "credentials are still expired" not in str(error):  # how botocore says just that
-                raise
-            raise TransientError(f"{self.uri}: {error}", "Renew the credentials at their source") from error
+
+def _version(response: Mapping[str, Any]) -> str:
+    """Return the ETag of an answer; each of S3's that is about an object has one."""
+    if "ETag" not in response:
+        raise ForeignAnswerError(status=response["ResponseMetadata"]["HTTPStatusCode"], kind="no ETag")
+    return str(response["ETag"])
 
 
 def _body(response: GetObjectOutputTypeDef) -> bytes:

@@ -1,15 +1,25 @@
-"""What an error of boto3 means, by kind."""
+"""The job's errors for those of boto3."""
 
 from __future__ import annotations
 
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from job.errors import ConfigurationError, JobError, MachineError
 from job.store.base import AbsentError, ConflictError, RefusedError, TransientError
 
+
+class ForeignAnswerError(boto.BotoCoreError):
+    """An answer that no S3 service gives: a proxy's, a load balancer's, a captive portal's."""
+
+    fmt = "HTTP {status} with {kind}, which is not an answer of S3"
+
+
 ERRORS = (boto.BotoCoreError, boto.ClientError, HTTPError)
-"""All that boto3 raises, and what comes through it while a body is read."""
+"""Everything that boto3 raises, and what urllib3 raises while a body is read."""
+
+FOREIGN = (ForeignAnswerError, ResponseParserError)
 
 _TRANSIENT = {
     "ExpiredToken",  # the next request asks the credentials' source again
@@ -20,7 +30,7 @@ _TRANSIENT = {
     "ThrottlingException",
     "ConditionalRequestConflict",
     "OperationAborted",
-    "BadDigest",  # this and the next three: the body arrived otherwise than it was sent
+    "BadDigest",  # this and the next three: the body was damaged on its way
     "IncompleteBody",
     "XAmzContentSHA256Mismatch",
     "XAmzContentChecksumMismatch",
@@ -35,6 +45,8 @@ _UNREACHABLE = (
     boto.FlexibleChecksumError,
     boto.CredentialRetrievalError,
     boto.MetadataRetrievalError,
+    ForeignAnswerError,
+    ResponseParserError,
     HTTPError,
 )
 
@@ -58,7 +70,7 @@ def _explain_answer(error: boto.ClientError, where: str) -> JobError:
     code = str(error.response["Error"].get("Code", ""))
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
     said = f"{where}: HTTP {status} {code}: {error.response['Error'].get('Message', '')}"
-    if code == "NoSuchKey":  # not any 404: what is not S3 answers that too
+    if code == "NoSuchKey":  # not any 404: it is also the answer of what is not S3
         return AbsentError(f"there is no {where}")
     if code == "NoSuchBucket":
         return ConfigurationError(
@@ -66,7 +78,7 @@ def _explain_answer(error: boto.ClientError, where: str) -> JobError:
         )
     if code == "RequestTimeTooSkewed":
         return MachineError(said, "Set this machine's clock")
-    if code == "NotImplemented":  # 501, and for ever so
+    if code == "NotImplemented":  # 501, which would otherwise be retried
         return ConfigurationError(said, "Use a store that knows this request, such as AWS S3 or SeaweedFS")
     if code in _TRANSIENT or status >= 500 or status == 429:
         return TransientError(said, "Try later")

@@ -13,7 +13,15 @@ from typing import Any
 from torch import nn
 
 from job import events
-from job.errors import ConfigurationError, DataError, FencedError, JobError, MachineError, PreemptedError
+from job.errors import (
+    ConfigurationError,
+    DataError,
+    FencedError,
+    JobError,
+    MachineError,
+    PermissionRefusedError,
+    PreemptedError,
+)
 from job.machine.device import HARDWARE
 from job.machine.environment import revision
 from job.machine.notices import NoticePoller
@@ -152,10 +160,9 @@ class Attempt:
             yield
         except PreemptedError as error:
             raise self._last_save(error) from None
-        except MachineError as error:  # the store is full or out of reach: nothing can be recorded there
+        except (MachineError, PermissionRefusedError) as error:  # the store takes nothing any more
             if error is self.saver.error:
-                self.unsaved.keep(self._state())
-                error.message += f"; the state is kept in {self.unsaved.path}"
+                error.message += f"; {self._keep()}"
             raise
         finally:
             self.saver.close()
@@ -198,6 +205,9 @@ class Attempt:
         """Return the report's lineage section, with this attempt as finished, once all is saved."""
         self.saver.flush()
         self.saver.check()
+        return patiently(self._lineage, self.budget_seconds)
+
+    def _lineage(self) -> dict[str, Any]:
         turns = [turn for turn in self.checkpoints.attempts() if turn.generation < self.generation]
         turns.append(Turn(self.generation, self.checkpoints.worker, FINISHED, records.now()))
         lost = [unsaved_seconds(self.store, turn) for turn in turns]
@@ -227,6 +237,14 @@ class Attempt:
         )
         lost = "" if saved else f", and the steps up to epoch {state.epoch + 1} step {state.step} are lost"
         return PreemptedError(f"{reason.message}; durable is {place}{lost}", "Run the same command again")
+
+    def _keep(self) -> str:
+        """Keep the state on this machine; return what has come of it."""
+        try:
+            self.unsaved.keep(self._state())
+        except JobError as error:  # the store's own error is the one to raise
+            return f"the state could not be kept either ({error.message})"
+        return f"the state is kept in {self.unsaved.path}"
 
     def _state(self) -> TrainingState:
         return self.trainer.state(self.history.records)

@@ -11,7 +11,9 @@ from job.errors import ConfigurationError, MachineError, PermissionRefusedError
 from job.preflight.check import Check
 from job.preflight.storage import check_clock, check_credentials, check_folder, check_store, looks
 from job.store import open_store
-from job.store.base import RefusedError, Service
+from job.store import service as service_of
+from job.store.base import RefusedError
+from job.store.s3_client import Service
 from tests.store.careless import CarelessS3
 
 NOW = datetime(2031, 2, 3, 12, 0, tzinfo=UTC)
@@ -174,6 +176,6 @@ def test_a_run_without_a_place_is_in_a_folder_here(tmp_path: Path, monkeypatch: 
 def test_a_store_is_found_out_about_once(s3_uri: str) -> None:
     store = open_store(s3_uri)
     check_store(store)
-    service = store.service()
+    service = service_of(store)
     assert service
     assert (service.addressing, service.checksums) == ("path", "when_supported")

@@ -68,7 +68,11 @@ class CarelessS3:
                 for key, data in self.objects.items()
                 if key.startswith(prefix)
             )
-            self.answer(handler, 200, f"<ListBucketResult>{listed}</ListBucketResult>".encode())
+            self.answer(
+                handler,
+                200,
+                f"<ListBucketResult><IsTruncated>false</IsTruncated>{listed}</ListBucketResult>".encode(),
+            )
         elif (data := self.objects.get(self.key(handler))) is None:
             self.answer(handler, 404, NO_SUCH_KEY)
         else:

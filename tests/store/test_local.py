@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -9,16 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from job.errors import ConfigurationError, MachineError, PermissionRefusedError
+from job.run.checkpoints import Checkpoints
 from job.store import files, local
-from job.store.base import AbsentError, TransientError
+from job.store.base import AbsentError, ConflictError, TransientError
 from job.store.files import exclusive, explain, scratch, write_durably
 from job.store.local import LocalStore
-from tests.disks import tiny_disk
+from tests.disks import read_only_later, tiny_disk
 
 
 def test_nothing_but_the_keys_is_left(tmp_path: Path) -> None:
@@ -177,3 +180,46 @@ def test_a_lock_waits_for_its_holder(tmp_path: Path) -> None:
         assert time.monotonic() - start >= 0.1
     with exclusive(tmp_path / "lock", patience_seconds=0):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_folder_that_becomes_read_only_is_the_machines_fault(tmp_path: Path) -> None:
+    with read_only_later(tmp_path / "disk") as (disk, make_read_only):
+        store = LocalStore(disk)
+        store.put("a", b"old")
+        make_read_only()
+        for call in (lambda: store.put("a", b"new"), lambda: store.delete("a")):
+            with pytest.raises(MachineError, match="has become read-only") as caught:
+                call()
+            assert caught.value.exit_code == 74
+        assert store.get("a").data == b"old"
+        with pytest.raises(PermissionRefusedError):  # to a new process it has never been anything else
+            LocalStore(disk).put("a", b"new")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", [f"{files.SCRATCH_PREFIX}x", "HEAD.json", local.LOCK])
+@pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/nowhere/at/all")])
+def test_what_is_planted_in_a_folder_blocks_nothing(
+    tmp_path: Path, name: str, plant: Callable[[Path], None]
+) -> None:
+    plant(tmp_path / name)
+    store = LocalStore(tmp_path)
+    calls = [
+        lambda: store.put("other", b"x"),
+        lambda: store.get("HEAD.json"),
+        lambda: store.get_range("HEAD.json", 0, 1),
+        lambda: store.put_if_absent("HEAD.json", b"x"),
+        lambda: store.put_if_match("HEAD.json", b"x", "0"),
+        lambda: store.list(),
+    ]
+    for call in calls:
+        with contextlib.suppress(ConflictError, AbsentError, ConfigurationError):
+            call()
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir])
+def test_a_planted_head_stops_the_start_with_one_line(tmp_path: Path, plant: Callable[[Path], None]) -> None:
+    plant(tmp_path / "HEAD.json")
+    with pytest.raises(ConfigurationError, match=r"HEAD\.json"):
+        Checkpoints.claim(LocalStore(tmp_path), "0123456789ab", {"host": "here"})

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 
-from job.store import open_store
-from job.store.base import AbsentError, ConflictError, TransientError
+from job import events
+from job.store import open_store, s3_client
+from job.store.base import AbsentError, ConflictError, RefusedError, TransientError
 from tests.servers import FaultProxy
 
 DATA = bytes(range(256)) * 40
 
 
+FOREIGN = [("html", status) for status in (200, 302, 400, 401, 403, 404)]
+
+
 @pytest.mark.parametrize(
-    "fault", [("refuse", 0), ("unavailable", 0), ("truncate", 100), ("flip", 5000), ("lose", 0)]
-)
+    "fault",
+    [("refuse", 0), ("unavailable", 0), ("truncate", 100), ("flip", 5000), ("lose", 0), ("no_etag", 0),
+     ("denied", 0), *FOREIGN],
+)  # fmt: skip
 def test_a_read_gets_over_each_fault(s3_uri: str, proxy: FaultProxy, fault: tuple[str, int]) -> None:
     store = open_store(s3_uri)
     store.put("key", DATA)
@@ -25,8 +32,10 @@ def test_a_read_gets_over_each_fault(s3_uri: str, proxy: FaultProxy, fault: tupl
 
 
 @pytest.mark.parametrize(
-    "fault", [("refuse", 0), ("unavailable", 0), ("truncate", 0), ("flip_request", 5000), ("lose", 0)]
-)
+    "fault",
+    [("refuse", 0), ("unavailable", 0), ("truncate", 0), ("flip_request", 5000), ("lose", 0), ("no_etag", 0),
+     ("denied", 0), *FOREIGN],
+)  # fmt: skip
 def test_a_write_gets_over_each_fault(s3_uri: str, proxy: FaultProxy, fault: tuple[str, int]) -> None:
     store = open_store(s3_uri)
     version = store.put_if_absent("key", b"old")
@@ -103,3 +112,76 @@ def test_an_outage_shorter_than_the_budget_costs_time_only(s3_uri: str, proxy: F
     store.put("key", DATA)
     proxy.faults = [("unavailable", 0)] * 3
     assert store.get("key").data == DATA
+
+
+@pytest.mark.parametrize("fault", [("wrong_range", 0), ("no_etag", 0), ("denied", 0), *FOREIGN])
+def test_a_part_gets_over_each_answer_that_is_not_its_own(
+    s3_uri: str, proxy: FaultProxy, fault: tuple[str, int]
+) -> None:
+    store = open_store(s3_uri)
+    version = store.put_if_absent("key", DATA)
+    assert store.get_range("key", 7, 5).version == version
+    proxy.faults = [fault, fault]
+    assert store.get_range("key", 100, 50).data == DATA[100:150]
+    assert not proxy.faults
+
+
+@pytest.mark.parametrize("fault", [("denied", 0), *FOREIGN])
+def test_a_listing_and_a_deletion_get_over_each_answer_that_is_not_theirs(
+    s3_uri: str, proxy: FaultProxy, fault: tuple[str, int]
+) -> None:
+    store = open_store(s3_uri)
+    store.put("key", DATA)
+    store.delete("other")
+    proxy.faults = [fault, fault]
+    assert [entry.key for entry in store.list()] == ["key"]  # never an empty one
+    proxy.faults = [fault, fault]
+    store.delete("key")
+    assert not proxy.faults
+    assert store.list() == []
+
+
+def test_answers_that_are_not_s3s_are_the_machines_fault_in_the_end(
+    s3_uri: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(s3_uri, retry_seconds=1)
+    store.put("key", DATA)
+    for status in (200, 302, 404):
+        proxy.default = ("html", status)
+        with pytest.raises(TransientError, match=f"HTTP {status} with text/html") as caught:
+            store.get("key")
+        assert caught.value.exit_code == 74
+    events.configure("human")
+    events.stopped(caught.value.message, caught.value.fix, 74)
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", "".join(capsys.readouterr()))
+
+
+def test_a_right_that_is_lost_is_a_refusal_in_the_end(
+    s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(s3_client, "REFUSED_SECONDS", 1.0)
+    store = open_store(s3_uri)
+    store.put("key", DATA)
+    proxy.default = ("denied", 0)
+    events.configure("human")
+    with pytest.raises(RefusedError, match="AccessDenied") as caught:
+        store.put("key", b"x")
+    assert caught.value.exit_code == 77
+    told = "".join(capsys.readouterr())
+    assert "store_retry" in told
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", told)
+
+
+def test_what_was_never_allowed_is_refused_at_once(s3_uri: str, proxy: FaultProxy) -> None:
+    store = open_store(s3_uri)
+    store.list()
+    proxy.default = ("denied", 0)
+    before = len(proxy.heads)
+    with pytest.raises(RefusedError):
+        store.get("key")
+    assert len(proxy.heads) == before + 1
+
+
+def test_one_answer_that_is_not_s3s_does_not_stop_a_start(s3_uri: str, proxy: FaultProxy) -> None:
+    proxy.faults = [("html", 404), ("html", 200)]
+    assert open_store(s3_uri).list() == []

@@ -15,7 +15,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
-from job.store import open_store, s3
+from job.store import open_store, s3, s3_client
+from job.store import service as service_of
 from job.store.base import AbsentError, ConflictError, RefusedError, TransientError
 from job.store.s3_errors import explain
 from tests.servers import ACCESS_KEY, DOMAIN, SECRET_KEY, FaultProxy, RangeServer, SeaweedFS, free_ports
@@ -103,7 +104,7 @@ def test_credentials_are_asked_for_again(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
-    store = open_store(s3_uri)
+    store = open_store(s3_uri, retry_seconds=1)
     keys.write_text(SECRET_KEY)
     store.put("key", b"x")
     keys.write_text("revoked")
@@ -168,7 +169,7 @@ def test_a_store_that_gives_back_other_bytes_is_not_written_to(s3_uri: str, prox
 def test_a_store_that_hangs_is_given_up(
     s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(s3_client, "READ_SECONDS", 0.5)
     proxy.default = ("stall", 0)
     start = time.monotonic()
     with pytest.raises(TransientError):
@@ -192,7 +193,7 @@ def test_a_body_that_drips_is_given_up(
 def test_a_slow_upload_may_take_longer_than_a_connection(
     s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(s3_client, "CONNECT_SECONDS", 0.5)
     store = open_store(s3_uri, retry_seconds=0)
     store.put("key", b"x")
     proxy.faults = [("throttle", 4_000_000)]
@@ -204,11 +205,11 @@ def test_a_slow_upload_may_take_longer_than_a_connection(
 
 def test_what_was_found_out_about_the_service_is_told(s3_uri: str, seaweedfs: SeaweedFS) -> None:
     store = open_store(s3_uri)
-    before = store.service()
+    before = service_of(store)
     assert before
     assert (before.addressing, before.checksums, before.clock_ahead_seconds) == (None, None, None)
     store.put("key", b"x")
-    after = store.service()
+    after = service_of(store)
     assert after
     assert (after.endpoint, after.addressing, after.checksums) == (
         seaweedfs.endpoint,
@@ -223,7 +224,7 @@ def test_the_checksum_mode_found_is_told(s3_uri: str, proxy: FaultProxy) -> None
     proxy.refused = re.compile("x-amz-sdk-checksum-algorithm|x-amz-checksum-crc", re.IGNORECASE)
     store = open_store(s3_uri)
     store.put("key", b"x")
-    service = store.service()
+    service = service_of(store)
     assert service
     assert service.checksums == "when_required"
 
@@ -238,18 +239,18 @@ def test_the_clock_is_compared_with_the_stores(
     store = open_store("s3://bucket/run")
     assert store.list() == []
     server.stop()
-    service = store.service()
+    service = service_of(store)
     assert service
     assert service.clock_ahead_seconds == pytest.approx(ahead, abs=3)
 
 
 def test_the_end_of_credentials_is_told(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
-    service = open_store(s3_uri).service()
+    service = service_of(open_store(s3_uri))
     assert service
     assert (service.temporary, service.expires) == (True, None)
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2031-02-03T04:05:06Z")
-    service = open_store(s3_uri).service()
+    service = service_of(open_store(s3_uri))
     assert service
     assert (service.temporary, service.expires) == (True, datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC))
 
@@ -261,7 +262,7 @@ def test_credentials_that_have_ended_may_be_renewed(s3_uri: str, monkeypatch: py
 
 
 def test_a_folder_has_no_service(tmp_path: Path) -> None:
-    assert open_store(str(tmp_path)).service() is None
+    assert service_of(open_store(str(tmp_path))) is None
 
 
 ANSWERS = [  # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
