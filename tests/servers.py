@@ -256,7 +256,7 @@ class FaultProxy:
             if kind == "unavailable":
                 await self._answer(writer, b"503 Slow Down")
             elif kind == "html":
-                await self._answer(writer, f"{amount} L\x1b[2J\x9bogin".encode("latin1"), PAGE, "text/html")
+                await self._answer(writer, f"{amount} L\x1b[2Jogin".encode(), PAGE, "text/html")
             elif kind == "denied":
                 await self._answer(writer, b"403 Forbidden", DENIED, "application/xml")
             elif kind != "refuse":

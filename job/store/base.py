@@ -70,9 +70,9 @@ class Store(Protocol):
     """Keys and their bytes. Safe to use from several threads, and from several processes at once.
 
     Keys are relative, with `/` between their segments (see `check_key`); where there is a key `a` there must
-    not be an `a/b`. Every method may raise RefusedError, TransientError, ConfigurationError (the bucket, region
-    or endpoint is wrong) and MachineError (the disk is full). No other error than AbsentError ever means "not
-    there".
+    not be an `a/b`. Every method may raise RefusedError, TransientError, ConfigurationError (the bucket, the
+    region or the endpoint is wrong) and MachineError (the disk is full). No error but AbsentError ever means
+    "not there".
 
     A put is atomic: whatever happens to the writer, a reader gets the old content, the new one, or
     AbsentError, never a part. When a put returns, its content survives the loss of the machine (S3) or
