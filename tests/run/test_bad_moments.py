@@ -41,8 +41,9 @@ def test_single_bad_answers_in_mid_training_cost_time_only(
         assert child.end() == 0, child.last_words()
     assert not proxy.faults
     reasons = [event["reason"] for event in child.events if event["event"] == "store_retry"]
-    for status in (200, 302, 400, 403, 404):
-        assert any(f"HTTP {status} with text/html" in reason for reason in reasons), status
+    assert len(reasons) >= len(FOREIGN)
+    for status in (302, 400, 403, 404):  # boto3 itself makes a 500 of a put's 200 with a page
+        assert any(f"HTTP {status} with text/html" in reason for reason in reasons), (status, reasons)
     assert outcome(s3_uri) == reference
 
 
@@ -90,7 +91,7 @@ def test_an_outage_between_the_last_step_and_the_report_is_waited_for(
 
 
 def shortened_calls(folder: Path) -> Path:
-    """Return a folder for PYTHONPATH with which a call of a store is retried for two seconds, not two minutes."""
+    """Return a folder for PYTHONPATH with which a call of a store is retried for two seconds."""
     path = folder / "short"
     path.mkdir(exist_ok=True)
     (path / "sitecustomize.py").write_text("import job.settings\njob.settings.RETRY_SECONDS = 2.0\n")
