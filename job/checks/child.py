@@ -1,4 +1,4 @@
-"""A `micronet train` as a process of its own, whose events are read and which takes signals."""
+"""A `micronet train` in a child process: its events are read, and signals are sent to it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Any
 from job.errors import JobError
 from job.machine.preemption import Preemption
 
-PATIENCE_SECONDS = 600.0  # that a process may say nothing; a start takes 12 s, an outage is told as it lasts
+PATIENCE_SECONDS = 600.0  # without an event; a start takes 12 s, and an outage is logged while it lasts
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Event = dict[str, Any]
 
 
 class Child:
-    """The process. It has the environment of this one but for MICRONET_*, and dies with it, even by SIGKILL.
+    """The child. It inherits the environment except MICRONET_*, and dies with its parent, even by SIGKILL.
 
-    `events` are those read so far, `words` what else was on stderr, such as a traceback.
+    `events` are those read so far, `words` the other lines on stderr, such as a traceback.
     """
 
     def __init__(self, options: Sequence[str]) -> None:
@@ -52,23 +52,36 @@ class Child:
         self.words: list[str] = []
 
     def until(self, wanted: Callable[[Event], bool]) -> Event | None:
-        """Read on to the next event that is `wanted`; None when the process ends before.
+        """Read events up to the next that is `wanted`; None when the process ends before.
 
-        Raises JobError after PATIENCE_SECONDS without a word.
+        Raises JobError when nothing comes for PATIENCE_SECONDS.
         """
         while (line := self._line()) is not None:
-            try:
-                event: Event = json.loads(line)
-            except ValueError:
-                self.words.append(line)
-                continue
-            self.events.append(event)
-            if wanted(event):
+            event = self._note(line)
+            if event and wanted(event):
                 return event
         return None
 
+    def running(self) -> bool:
+        """Read the events that have come, without waiting; return whether the process still runs."""
+        while self._has_come():
+            line = self._line()
+            if line is None:
+                break
+            self._note(line)
+        return self._process.poll() is None
+
+    def stop_reading(self) -> None:
+        """Close the stream of events, as a log collector does that dies; nothing can be read any more."""
+        assert self._process.stderr
+        self._process.stderr.close()
+
+    def wait(self) -> int:
+        """Return the exit code of a process whose events are not read."""
+        return self._process.wait(PATIENCE_SECONDS)
+
     def signal(self, number: int) -> None:
-        """Send a signal; to one that has ended, nothing."""
+        """Send a signal, unless the process has ended."""
         self._process.send_signal(number)
 
     def end(self) -> int:
@@ -77,20 +90,33 @@ class Child:
         return self._process.wait()
 
     def last_words(self) -> str:
-        """Return why it stopped, as it said itself."""
+        """Return the reason that it logged for its end, and the last line that is no event."""
         causes = [event["cause"] for event in self.events if event["event"] == "stopped"]
-        return "; ".join([*causes, *self.words[-1:]]) or "it said nothing"
+        return "; ".join([*causes, *self.words[-1:]]) or "it logged nothing"
 
     def close(self) -> None:
-        """End it, if need be by force."""
+        """Kill it if it still runs."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        self.stop_reading()
+
+    def _note(self, line: str) -> Event | None:
+        try:
+            event: Event = json.loads(line)
+        except ValueError:
+            self.words.append(line)
+            return None
+        self.events.append(event)
+        return event
+
+    def _has_come(self) -> bool:
+        return b"\n" in self._unread or bool(select.select([self._pipe], [], [], 0)[0])
 
     def _line(self) -> str | None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while b"\n" not in self._unread:
             if not select.select([self._pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise JobError(f"an attempt has said nothing for {PATIENCE_SECONDS:g} s")
+                raise JobError(f"an attempt has logged nothing for {PATIENCE_SECONDS:g} s")
             block = os.read(self._pipe, 2**16)
             if not block:
                 return None
@@ -101,7 +127,7 @@ class Child:
 
 @contextmanager
 def started(options: Sequence[str], preemption: Preemption) -> Iterator[Child]:
-    """Start one; it does not outlive the block, whatever ends that."""
+    """Start a child that does not outlive the block."""
     child = None
     try:
         with preemption.deferred():
@@ -113,5 +139,5 @@ def started(options: Sequence[str], preemption: Preemption) -> Iterator[Child]:
 
 
 def named(name: str) -> Callable[[Event], bool]:
-    """Return the condition that an event has this name."""
+    """Return a function that returns whether an event has this name."""
     return lambda event: event["event"] == name

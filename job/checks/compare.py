@@ -1,4 +1,4 @@
-"""What a finished run left, and where two runs of one recipe differ."""
+"""The results of a finished run, and the differences between two runs of one recipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from job.errors import DataError
+from job.errors import DataError, JobError
 from job.run import layout
 from job.store import Store
 
@@ -22,8 +22,9 @@ MEASURED = (
     "report.weights.uri",
     "report.predictions.uri",
 )
-"""What differs between two runs that went the same way: where they were, when, and how fast."""
+"""What may differ between two equal runs: place, time and speed."""
 
+SHOWN = 5  # differences in one error
 MEASURED_IN_EPOCH = ("images_per_second", "attempt")
 
 
@@ -59,6 +60,16 @@ def differences(reference: Result, other: Result) -> list[str]:
         for path in sorted(mine.keys() | theirs.keys())
         if (path in mine, mine.get(path)) != (path in theirs, theirs.get(path))
     ]
+
+
+def require_same(reference: Result, other: Result, run: str) -> None:
+    """Raise JobError where two runs differ, with the first of the differences."""
+    if found := differences(reference, other):
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise JobError(
+            f"the run {run!r} did not end as the undisturbed one: {'; '.join(found[:SHOWN])}{more}",
+            "Run it again with the same --seed and --keep, and report what is left",
+        )
 
 
 def _values(result: Result) -> dict[str, Any]:

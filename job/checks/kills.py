@@ -1,4 +1,4 @@
-"""Where a selftest kills: planned from a seed, and told afterwards from what the killed one had said."""
+"""Where a selftest kills: planned from a seed, and read afterwards from the events of the killed attempt."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PHASES = {
     "scoring": ("score", 0.1),
     "publishing": ("publish", 0.01),
 }
-"""Of each phase, the event that a kill waits for, and within how many seconds after it the kill comes."""
+"""For each phase, the event that a kill waits for, and the longest delay of the kill after it in seconds."""
 
-LATE = ("scoring", "publishing")  # these come once, at a run's end
+LATE = ("scoring", "publishing")  # once, at the end of a run
 
 _ENTERED = {
     "data": "download",
@@ -44,12 +44,12 @@ class Kill:
     delay_seconds: float
 
     def is_due(self, event: Event) -> bool:
-        """Say whether this is the event."""
+        """Return whether this is the event to kill at."""
         return bool(event["event"] == PHASES[self.phase][0] and event.get("epoch", math.inf) >= self.epoch)
 
 
 def plan(count: int, epochs: int, seed: int) -> list[Kill]:
-    """Return `count` kills, dealt out to the phases in turn and spread over the run's epochs."""
+    """Return `count` kills, assigned to the phases in turn and spread over the epochs of the run."""
     generator = np.random.default_rng(seed)
     phases = generator.permutation(list(PHASES)).tolist()
     dealt = [phases[index % len(phases)] for index in range(count)]
@@ -69,14 +69,15 @@ class Place:
     step: int | None = None
 
     def fields(self) -> dict[str, Any]:
-        """Return what is known of it."""
+        """Return the fields that are known."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def place(events: Sequence[Event]) -> Place:
-    """Return where a process was after its last event; it saves and commits beside the rest.
+    """Return where a process was after its last event.
 
-    Evaluation, the shortest phase, is told even then.
+    It saves and commits in a thread of its own: those phases win over training, but not over evaluation, the
+    shortest one.
     """
     phase, saving = "start", ""
     epoch = step = None

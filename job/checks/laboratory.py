@@ -1,4 +1,4 @@
-"""A throw-away prefix with a tiny data set, where attempts at tiny runs are made."""
+"""A throw-away prefix with a tiny data set and attempts at tiny runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKPOINT_EVERY = "0.1s"
 
 
 class Laboratory:
-    """Makes attempts at runs of one recipe below `uri`, each with an empty cache, as on a new machine."""
+    """Starts attempts at runs of one recipe below `uri`, each with an empty cache, as on a new machine."""
 
     def __init__(self, uri: str, folder: Path, epochs: int, device: str, preemption: Preemption) -> None:
         self.uri, self.folder, self.epochs, self.preemption = uri, folder, epochs, preemption
@@ -40,17 +40,17 @@ class Laboratory:
         self.attempts = 0
 
     def store(self, run: str) -> Store:
-        """Return where a run lives."""
+        """Return the store of a run."""
         return open_store(f"{self.uri}/{run}")
 
     def attempt(self, run: str) -> AbstractContextManager[Child]:
-        """Start an attempt at a run; it does not outlive the block."""
+        """Start an attempt at a run that does not outlive the block."""
         self.attempts += 1
         cache = str(self.folder / str(self.attempts))
         return started(["--run", f"{self.uri}/{run}", "--cache", cache, *self.options], self.preemption)
 
     def finish(self, run: str) -> list[Event]:
-        """Make an attempt that nothing disturbs; return its events. Raises JobError where it fails."""
+        """Run an attempt that nothing disturbs and return its events; JobError where it fails."""
         with self.attempt(run) as child:
             code = child.end()
         if code:
@@ -58,7 +58,7 @@ class Laboratory:
         return child.events
 
     def result(self, run: str) -> Result:
-        """Return what a finished run left."""
+        """Return the results of a finished run."""
         return Result.read(self.store(run))
 
 
@@ -66,7 +66,7 @@ class Laboratory:
 def laboratory(
     uri: str, epochs: int, device: str, keep: bool, preemption: Preemption
 ) -> Iterator[Laboratory]:
-    """Make one in a prefix below `uri`, which is removed in the end unless `keep`."""
+    """Make a laboratory in a new prefix below `uri`, which is removed in the end unless `keep`."""
     home = open_store(uri).uri  # absolute
     prefix = f"{home}/selftest-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(prefix="micronet-selftest-") as folder:
@@ -81,13 +81,13 @@ def laboratory(
 
 
 def _put_data(store: Store, folder: Path) -> None:
-    """Write the archive, which attempts then download like any other."""
+    """Write the archive that the attempts download."""
     generator = np.random.default_rng(SEED)
     train, test = demo.generate(TRAIN_PER_CLASS, generator), demo.generate(TEST_PER_CLASS, generator)
     coarse = [shape for shape in demo.SHAPES for _ in demo.HUES]
     classes = [f"{hue} {shape}" for shape in demo.SHAPES for hue in demo.HUES]
     write_archive(folder / ARCHIVE, train, test, classes, coarse)
-    store.put(ARCHIVE, (folder / ARCHIVE).read_bytes())
+    store.put(ARCHIVE, folder / ARCHIVE)
 
 
 def _remove(prefix: str) -> None:

@@ -1,8 +1,8 @@
-"""The proof that a run survives what is done to it, in the user's own store and on the user's machine.
+"""Prove that a run survives what is done to it, in the user's own store and on the user's machine.
 
-A small run is trained undisturbed. The same run is then trained through SIGKILLs, past a paused attempt that
-wakes up, and from a damaged checkpoint. Each must end with the first one's weights, predictions, report and
-history.
+A small run is trained undisturbed. The same run is then trained through SIGKILLs, by attempts that contend
+and are paused, past an attempt that wakes up after another has finished, from a damaged checkpoint, and while
+nobody reads its log. Each must end with the first one's weights, predictions, report and history.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 
 from job import events
 from job.checks.child import Child, named
-from job.checks.compare import Result, differences
+from job.checks.compare import Result, require_same
 from job.checks.kills import PHASES, Kill, Place, place, plan
 from job.checks.laboratory import Laboratory, laboratory
-from job.errors import DataError, FencedError, JobError
+from job.checks.pauses import prove_pauses, require_bounded
+from job.errors import FencedError, JobError
 from job.machine.preemption import Preemption
 from job.run import claims, layout
 from job.store import Store, local_path
 
-SHOWN = 5  # differences in one error
 OWN = (
     f"{layout.CLAIMS}/",
     f"{layout.HEARTBEATS}/",
@@ -34,19 +34,20 @@ LATE_REQUEST_SECONDS = 1.0  # within which a store carries out what a killed pro
 
 @dataclass(frozen=True)
 class Proof:
-    """What every run ended with, how many kills came in which phase, and the checkpoint that was damaged."""
+    """What every run ended with, the kills by phase, the pauses, and the checkpoint that was damaged."""
 
     weights_sha256: str
     predictions_sha256: str
     kills: Counter[str]
+    pauses: int
     damaged: str
 
 
 def selftest(uri: str, kills: int, seed: int, device: str, keep: bool, preemption: Preemption) -> Proof:
-    """Prove same bits, fence and fallback under a throw-away prefix below `uri`, removed unless `keep`.
+    """Carry out every proof under a throw-away prefix below `uri`, which is removed unless `keep`.
 
-    `device` is "cuda" or "cpu". Raises JobError (exit code 1) saying what does not hold, and the store's
-    errors.
+    There are as many pauses as `kills`; `seed` decides the instants of both. `device` is "cuda" or "cpu".
+    Raises JobError (exit code 1) saying what does not hold, and the store's errors.
     """
     epochs = 4 + kills // 2
     with laboratory(uri, epochs, device, keep, preemption) as lab:
@@ -54,16 +55,19 @@ def selftest(uri: str, kills: int, seed: int, device: str, keep: bool, preemptio
         lab.finish("reference")
         reference = lab.result("reference")
         places = prove_same_bits(lab, reference, plan(kills, epochs, seed))
+        prove_pauses(lab, reference, kills, seed)
         prove_fence(lab, reference)
         damaged = prove_fallback(lab, reference)
+        prove_unread(lab, reference)
     sha256 = {name: reference.report[name]["sha256"] for name in ("weights", "predictions")}
-    return Proof(sha256["weights"], sha256["predictions"], Counter(where.phase for where in places), damaged)
+    phases = Counter(where.phase for where in places)
+    return Proof(sha256["weights"], sha256["predictions"], phases, kills, damaged)
 
 
 def prove_same_bits(lab: Laboratory, reference: Result, kills: Sequence[Kill]) -> list[Place]:
-    """Carry out all `kills` on one run; return where they came.
+    """Carry out all `kills` on one run; return the phases they came in.
 
-    Where the run ends too soon the next one is begun, in which the kill that was missed comes without delay.
+    When the run ends before the last kill, another run begins with the missed kill, without its delay.
     """
     waiting, places, runs = list(kills), list[Place](), 0
     while waiting:
@@ -74,7 +78,8 @@ def prove_same_bits(lab: Laboratory, reference: Result, kills: Sequence[Kill]) -
             events.emit("killed", number=len(places), of=len(kills), **where.fields())
             del waiting[0]
         lab.finish(run)
-        _compare(lab, run, reference)
+        require_same(reference, lab.result(run), run)
+        require_bounded(lab.store(run))
         if waiting and not waiting[0].delay_seconds:
             raise JobError(f"no attempt could be killed in the phase {waiting[0].phase}: it never came")
         if waiting:
@@ -96,13 +101,13 @@ def prove_fence(lab: Laboratory, reference: Result) -> None:
         code = first.end()
     if code != FencedError.exit_code:
         raise JobError(
-            f"a paused attempt woke up beside a newer one and ended with {code} instead of 76: "
+            f"a paused attempt woke up after a newer one had finished and ended with {code} instead of 76: "
             + first.last_words()
         )
     found = _hashes(store)
     if changed := [key for key, sha256 in left.items() if found.get(key) != sha256]:
         raise JobError(f"a paused attempt woke up and changed what another left: {', '.join(changed)}")
-    _compare(lab, "fence", reference)
+    require_same(reference, lab.result("fence"), "fence")
     events.emit("fenced", cause=first.last_words())
 
 
@@ -116,14 +121,26 @@ def prove_fallback(lab: Laboratory, reference: Result) -> str:
     damaged = _damage_newest(lab.store("fallback"))
     skipped = [event for event in lab.finish("fallback") if event["event"] == "checkpoint_skipped"]
     if [event["manifest"] for event in skipped] != [damaged]:
-        raise JobError(f"{damaged} was damaged, but the attempt after it told of {skipped or 'nothing'}")
-    _compare(lab, "fallback", reference)
+        raise JobError(f"{damaged} was damaged, but the attempt after it logged {skipped or 'nothing'}")
+    require_same(reference, lab.result("fallback"), "fallback")
     events.emit("fell_back", skipped=damaged, reason=skipped[0]["reason"])
     return damaged
 
 
+def prove_unread(lab: Laboratory, reference: Result) -> None:
+    """Stop reading an attempt's log while it trains: it must finish all the same."""
+    with lab.attempt("unread") as child:
+        _read_to(child, "train")
+        child.stop_reading()
+        code = child.wait()
+    if code:
+        raise JobError(f"an attempt whose log nobody read ended with {code}")
+    require_same(reference, lab.result("unread"), "unread")
+    events.emit("unread")
+
+
 def _kill(lab: Laboratory, run: str, kill: Kill) -> Place | None:
-    """Start an attempt, kill it and return where it was; None if it came to the run's end before."""
+    """Start an attempt, kill it and return where it was; None if it finished the run before."""
     with lab.attempt(run) as child:
         if child.until(kill.is_due):
             time.sleep(kill.delay_seconds)
@@ -139,19 +156,6 @@ def _kill(lab: Laboratory, run: str, kill: Kill) -> Place | None:
 def _read_to(child: Child, name: str) -> None:
     if not child.until(named(name)):
         raise JobError(f"an attempt ended before its event {name!r}: {child.last_words()}")
-
-
-def _compare(lab: Laboratory, run: str, reference: Result) -> None:
-    try:
-        found = differences(reference, lab.result(run))
-    except DataError as error:
-        found = [error.message]
-    if found:
-        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        raise JobError(
-            f"the run {run!r} did not end as the undisturbed one: {'; '.join(found[:SHOWN])}{more}",
-            "Run it again with the same --seed and --keep, and report what is left",
-        )
 
 
 def _hashes(store: Store) -> dict[str, str]:
@@ -180,8 +184,10 @@ def lines(proof: Proof) -> list[str]:
     phases = ", ".join(f"{phase} {proof.kills[phase]}" for phase in ("start", *PHASES) if proof.kills[phase])
     return [
         f"kills     {proof.kills.total()} by SIGKILL: {phases}",
+        f"pauses    {proof.pauses} of attempts that contended for a run: one finished it, the others stopped",
         f"bits      the same each time: weights {proof.weights_sha256}",
         f"          predictions {proof.predictions_sha256}; report and history too",
         "fence     an attempt that was paused stopped with 76 when it woke up, and changed nothing",
         f"fallback  {proof.damaged} was damaged, named and passed over",
+        "log       an attempt whose log nobody read any more finished",
     ]

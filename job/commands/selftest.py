@@ -19,17 +19,17 @@ Examples:
     "--run",
     required=True,
     metavar="URI",
-    help="Where runs live; all is done in a throw-away prefix below it.",
+    help="Where runs live; everything happens in a throw-away prefix below it.",
 )
-@option("--kills", type=click.IntRange(min=1), default=20, help="Attempts that are killed.")
-@option("--seed", type=click.IntRange(min=0), help="Of the instants of the kills. Default: a new one.")
-@option("--keep", is_flag=True, help="Leave the throw-away prefix for a look.")
+@option("--kills", type=click.IntRange(min=1), default=20, help="Number of kills, and of pauses.")
+@option("--seed", type=click.IntRange(min=0), help="Of the instants of kills and pauses. Default: a new one.")
+@option("--keep", is_flag=True, help="Keep the throw-away prefix.")
 @device_option
 @click.pass_obj
 def selftest(
     preemption: Preemption, /, run: str, kills: int, seed: int | None, keep: bool, device: str
 ) -> None:
-    """Prove in your own store that kills, a pause and a damaged checkpoint change no bit of a run."""
+    """Prove in your own store that kills, pauses, damage and a lost log change no bit of a run."""
     import secrets
 
     with preemption.deferred():

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
 from job import events
 from job.data.remote import Remote, open_remote
 from job.errors import DataError, MachineError
@@ -86,21 +88,28 @@ class _Download:
         return kept(found, self.cache), found
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        """Repeat `action` after a TransientError while it brings new bytes, else FRUITLESS_TRIES times."""
+        """Retry `action` after a TransientError while it brings new bytes, else FRUITLESS_TRIES times."""
         fruitless, furthest = 0, self._have()
-        while True:
-            try:
-                return action()
-            except TransientError as error:
-                fruitless = 0 if self._have() > furthest else fruitless + 1
-                furthest = max(furthest, self._have())
-                if fruitless == FRUITLESS_TRIES:
-                    raise
-                pause = FIRST_PAUSE_SECONDS * 2**fruitless
-                events.warn(
-                    "download_interrupted", source=self.name, reason=error.message, pause_seconds=pause
-                )
-                time.sleep(pause)
+
+        def count(state: RetryCallState) -> None:
+            nonlocal fruitless, furthest
+            fruitless = 0 if self._have() > furthest else fruitless + 1
+            furthest = max(furthest, self._have())
+
+        def report(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            pause = state.upcoming_sleep
+            events.warn("download_interrupted", source=self.name, reason=str(error), pause_seconds=pause)
+
+        return Retrying(
+            retry=retry_if_exception_type(TransientError),
+            after=count,  # comes before `stop` and `wait`
+            stop=lambda state: fruitless == FRUITLESS_TRIES,
+            wait=lambda state: FIRST_PAUSE_SECONDS * 2**fruitless,
+            before_sleep=report,
+            sleep=time.sleep,
+            reraise=True,
+        )(action)
 
     def _is_kept(self, sha256: str) -> bool:
         path = kept(sha256, self.cache)

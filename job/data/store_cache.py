@@ -76,9 +76,8 @@ def _upload(path: Path, store: str, sha256: str) -> None:
 
     def put() -> None:
         try:
-            data = path.read_bytes()
-            open_store(store, RETRY_SECONDS).put(sha256, data)
-            events.emit("data_cached", copy=copy, bytes=len(data))
+            open_store(store, RETRY_SECONDS).put(sha256, path)
+            events.emit("data_cached", copy=copy, bytes=path.stat().st_size)
         except (JobError, OSError) as error:
             events.warn("data_cache_failed", copy=copy, reason=str(error))
 

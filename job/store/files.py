@@ -1,4 +1,4 @@
-"""What writers of local files share: scratch folders, locks, fsync, and errors people can act on."""
+"""Local files: scratch folders, locks, durable writes, and the job's errors for those of the system."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MISUSED = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno
 
 
 def explain(error: OSError, path: Path | str) -> JobError:
-    """Return the JobError that says what `error` at `path` means for the user."""
+    """Return the JobError for `error` at `path`."""
     cause = f"{path}: {error.strerror or error}"
     if error.errno in _FULL:
         return MachineError(f"no space left for {path}", "Free some, or choose a folder on another disk")
@@ -79,8 +79,8 @@ def fsync(path: Path) -> None:
 def write_durably(path: Path, data: bytes) -> None:
     """Write a new file whose content survives a power loss.
 
-    What is large goes past the page cache: nobody reads a checkpoint soon, and filling the cache with its
-    116 MB takes 35 to 290 ms of a processor that trains, where this takes 20.
+    Large data bypasses the page cache: a checkpoint is not read soon, and filling the cache with its 116 MB
+    takes 35 to 290 ms of a processor that trains, where this takes 20.
     """
     with path.open("xb") as file:
         if len(data) < DIRECT_BYTES or not _write_directly(file.fileno(), data):
@@ -90,7 +90,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def _write_directly(descriptor: int, data: bytes) -> bool:
-    """Write to an empty file with O_DIRECT; return False, the file as it was, where that is not possible."""
+    """Write to an empty file with O_DIRECT; return False, with the file empty, where that is impossible."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
@@ -113,10 +113,10 @@ def _write_directly(descriptor: int, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def exclusive(path: Path, patience_seconds: float = float("inf")) -> Iterator[None]:
-    """Hold the lock file `path` against other threads and processes; it goes with the process that dies.
+    """Hold the lock file `path` against other threads and processes; it ends with the process.
 
-    Raises TransientError when somebody else keeps it longer than `patience_seconds`. The file stays:
-    removing it would let two hold "the" lock at once.
+    Raises TransientError when another process holds it longer than `patience_seconds`. The file stays:
+    if it were removed, two could hold the lock at once.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
@@ -138,8 +138,8 @@ def exclusive(path: Path, patience_seconds: float = float("inf")) -> Iterator[No
 def scratch(parent: Path) -> Iterator[Path]:
     """Make an empty folder in `parent` (itself made if missing), and remove it with its content afterwards.
 
-    It is on its parent's file system, so that renaming something out of it is atomic. What a killed
-    process left is removed by the next call: a scratch folder is alive as long as its owner's lock on it.
+    It is on its parent's file system, so that a rename out of it is atomic. The next call removes what a
+    killed process left: a scratch folder is in use as long as its owner holds a lock on it.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _sweep(parent)
@@ -152,7 +152,7 @@ def scratch(parent: Path) -> Iterator[Path]:
 
 
 def _new_locked_folder(parent: Path) -> tuple[Path, int]:
-    """A sweep may take a new folder for a dead one until it is locked; then make another."""
+    """Make a folder and lock it; make another where a sweep has removed it before it was locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
         with contextlib.suppress(FileNotFoundError):

@@ -16,14 +16,14 @@ from job.store.files import exclusive, explain, fsync, open_regular, scratch, sh
 
 LOCK = ".lock"
 LOCK_PATIENCE_SECONDS = 10.0
-"""The lock is held for a comparison and a rename; only a writer that was stopped within keeps it longer."""
+"""The lock is held for a comparison and a rename; only a writer that is stopped meanwhile holds it longer."""
 
 
 class LocalStore:
     """The store contract (see `base.Store`) over the folder `root`, which the first put makes.
 
-    Works on a file system with rename and flock, so also between machines that share one over NFS. A
-    version is the SHA-256 of the content.
+    Needs a file system with rename and flock; machines may share one over NFS. A version is the SHA-256 of
+    the content.
     """
 
     def __init__(self, root: Path) -> None:
@@ -58,7 +58,7 @@ class LocalStore:
         """See `base.Store`."""
         with self._replacing(key, data) as path:
             if path.exists():
-                raise ConflictError(f"{path} is there already")
+                raise ConflictError(f"{path} exists already")
             return hashlib.sha256(data).hexdigest()
 
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
@@ -69,7 +69,7 @@ class LocalStore:
             return hashlib.sha256(data).hexdigest()
 
     def delete(self, key: str) -> None:
-        """See `base.Store`. Folders stay, empty."""
+        """See `base.Store`. Empty folders stay."""
         with self._writing(key):
             path = self._path(key)
             if path.exists():

@@ -1,4 +1,4 @@
-"""What a run needs of a store, tried out with throw-away keys."""
+"""Check with throw-away keys that a store honours conditional writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from job.store.base import ConflictError, RefusedError, Store
 
 FOLDER = "probes"
 STALE_SECONDS = 3600
-"""A probe takes seconds; S3 refuses a clock that is 15 minutes off, so an hour is old by anybody's."""
+"""A probe takes seconds, and S3 refuses a clock that is 15 minutes off: an hour is old by every clock."""
 
 DANGER = "two attempts could overwrite each other"
 
@@ -21,13 +21,13 @@ _THROWAWAY = re.compile(rf"{FOLDER}/(\d{{1,12}})-[0-9a-f]{{32}}")
 
 
 def throwaway_key() -> str:
-    """Return a key that nobody else uses and that says when it was made."""
+    """Return a key that nobody else uses and that holds the time it was made."""
     return f"{FOLDER}/{int(time.time())}-{uuid4().hex}"
 
 
 def sweep(store: Store) -> None:
     """Delete the throw-away keys of processes that were killed over an hour ago."""
-    with contextlib.suppress(RefusedError):  # putting may be allowed where listing is not
+    with contextlib.suppress(RefusedError):  # listing may be forbidden where writing is allowed
         for entry in store.list(FOLDER):
             name = _THROWAWAY.fullmatch(entry.key)
             if name and time.time() - int(name[1]) > STALE_SECONDS:
@@ -35,13 +35,15 @@ def sweep(store: Store) -> None:
 
 
 def probe(store: Store) -> None:
-    """Write and delete a throw-away key in `store`, and see whether conditions are honoured.
+    """Check on a throw-away key that `store` honours the conditions of conditional writes.
 
-    Raises ConfigurationError where they are not, and the store's errors.
+    Raises ConfigurationError where it does not, and the store's errors.
     """
     key = throwaway_key()
     reason = _fault(store, key)
-    store.delete(key)  # what interrupts this leaves the key to `sweep`, and waits for nothing
+    store.delete(
+        key
+    )  # not in a `finally`: what interrupts the probe must not wait, and `sweep` deletes the key later
     if reason:
         raise ConfigurationError(
             f"{store.uri} {reason}",
@@ -50,16 +52,16 @@ def probe(store: Store) -> None:
 
 
 def _fault(store: Store, key: str) -> str | None:
-    """Return what is wrong with conditional writes, by four to a key that is new."""
+    """Return what is wrong with conditional writes, by four writes to a new key; None where they work."""
     one, two, three = (f"{key} {number}".encode() for number in (1, 2, 3))
     try:
         first = store.put_if_absent(key, one)
     except ConflictError:
-        return "takes no conditional write (If-None-Match), though the key is new"
+        return "refuses a conditional write (If-None-Match) although the key is new"
     if not _conflicts(lambda: store.put_if_absent(key, two)):
         return f"ignores If-None-Match: {DANGER}"
     if _conflicts(lambda: store.put_if_match(key, two, first)):
-        return "takes no conditional write (If-Match), though the version is right"
+        return "refuses a conditional write (If-Match) although the version is right"
     if not _conflicts(lambda: store.put_if_match(key, three, first)):
         return f"ignores If-Match: {DANGER}"
     return None

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,10 +18,13 @@ import pytest
 from job.checks.compare import Result, differences
 from job.checks.kills import LATE, PHASES, Kill, Place, place, plan
 from job.checks.laboratory import laboratory
+from job.checks.pauses import prove_pauses
 from job.checks.selftest import prove_same_bits
 from job.errors import DataError
 from job.machine.preemption import Preemption
 from job.store import open_store
+from tests.run.checkpoint_runs import seeded
+from tests.servers import FaultProxy
 
 EPOCHS = 2
 REPORT = {
@@ -52,7 +56,9 @@ def assert_proved(done: subprocess.CompletedProcess[str], uri: str, kills: int) 
     said = [json.loads(line) for line in done.stderr.splitlines()]
     places = [event for event in said if event["event"] == "killed"]
     assert [event["number"] for event in places] == list(range(1, kills + 1))
-    assert {event["event"] for event in said} >= {"selftest", "paused", "fenced", "fell_back"}
+    assert {event["event"] for event in said} >= {"selftest", "paused", "fenced", "fell_back", "unread"}
+    assert [event["number"] for event in said if event["event"] == "pauses"][-1] == kills
+    assert f"{kills} of attempts that contended" in done.stdout
     assert f"{kills} by SIGKILL" in done.stdout
     assert open_store(uri).list() == []
     return places
@@ -64,15 +70,51 @@ def test_three_kills_the_fence_and_the_fallback_in_a_bucket(s3_uri: str) -> None
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
-def test_twenty_kills_are_spread_over_the_phases(s3_uri: str) -> None:
+@pytest.mark.timeout(4 * 3600)
+def test_two_hundred_kills_and_pauses_change_no_bit(s3_uri: str) -> None:
     began = time.monotonic()
-    places = assert_proved(run_selftest(s3_uri), s3_uri, 20)
+    places = assert_proved(run_selftest(s3_uri, "--kills", "200"), s3_uri, 200)
     print(f"{time.monotonic() - began:.0f} s")
     phases = Counter(event["phase"] for event in places)
     assert phases.keys() >= {"download", "training", "commit", "evaluation"}
     assert phases.keys() & set(LATE)
-    assert len({event.get("epoch") for event in places}) > 5
+    assert len({event.get("epoch") for event in places}) > 20
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_bad_answers_under_kills_and_pauses_change_no_bit(
+    s3_uri: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    generator = seeded()
+    answers = [("html", status) for status in (200, 302, 400, 403, 404)]
+    answers += [
+        ("no_etag", 0),
+        ("denied", 0),
+        ("unavailable", 0),
+        ("refuse", 0),
+        ("lose", 0),
+        ("truncate", 9),
+    ]
+    over = threading.Event()
+
+    def disturb() -> None:
+        while not over.wait(generator.uniform(0.1, 0.5)):
+            if not proxy.faults:
+                proxy.faults.append(generator.choice(answers))
+
+    with laboratory(s3_uri, 8, "cpu", False, Preemption(10)) as lab:
+        lab.finish("reference")
+        reference = lab.result("reference")
+        disturbing = threading.Thread(target=disturb)
+        disturbing.start()
+        try:
+            prove_same_bits(lab, reference, plan(10, 8, generator.randrange(2**32)))
+            prove_pauses(lab, reference, 20, generator.randrange(2**32))
+        finally:
+            over.set()
+            disturbing.join()
+            proxy.faults.clear()
 
 
 @pytest.mark.soak

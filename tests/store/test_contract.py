@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from job.errors import DataError
+from job.errors import DataError, JobError
 from job.store import Store, open_store
 from job.store.base import AbsentError, ConflictError, Entry, Item
 
@@ -57,6 +57,16 @@ def test_any_content_survives(store: Store, data: bytes) -> None:
     store.put("content", data)
     assert store.get("content").data == data
     assert store.list() == [Entry("content", len(data))]
+
+
+def test_a_file_is_put_from_its_path(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    path.write_bytes(bytes(range(256)) * 2**15)
+    store.put("archive", path)
+    assert store.get("archive").data == path.read_bytes()
+    with pytest.raises((OSError, JobError)):
+        store.put("archive", tmp_path / "missing")
+    assert store.get("archive").data == path.read_bytes()
 
 
 def test_ranges_cover_the_content_and_end_with_it(store: Store) -> None:

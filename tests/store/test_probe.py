@@ -53,7 +53,7 @@ def test_a_store_that_ignores_a_condition_is_refused(careless: CarelessS3, condi
 @pytest.mark.parametrize("condition", ["If-None-Match", "If-Match"])
 def test_a_store_whose_condition_never_holds_is_refused(careless: CarelessS3, condition: str) -> None:
     careless.conditions[condition] = "never"
-    with pytest.raises(ConfigurationError, match=rf"takes no conditional write \({condition}\)"):
+    with pytest.raises(ConfigurationError, match=rf"refuses a conditional write \({condition}\)"):
         probe(open_store("s3://bucket/run"))
     assert not careless.objects
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -300,3 +301,29 @@ def test_each_answer_is_of_its_kind(code: str, status: int, kind: type[JobError]
     assert type(error) is kind
     assert error.exit_code == exit_code
     assert "s3://bucket/key" in str(error)
+
+
+def test_a_large_file_is_not_held_in_memory(s3_uri: str, tmp_path: Path) -> None:
+    """Peak memory of a process that puts 128 MB is that of one that puts 1 MB, within 32 MB."""
+    code = (
+        "import resource, sys; from pathlib import Path; from job.store import open_store;"
+        "open_store(sys.argv[1]).put('large', Path(sys.argv[2]));"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # KiB
+    )
+    peaks = []
+    for size in (2**20, 2**27):
+        with (tmp_path / "file").open("wb") as file:
+            file.truncate(size)
+        command = [sys.executable, "-c", code, s3_uri, str(tmp_path / "file")]
+        peaks.append(int(subprocess.run(command, capture_output=True, check=True).stdout))
+    assert peaks[1] - peaks[0] < 2**15, peaks
+
+
+def test_a_file_is_read_again_for_each_try(s3_uri: str, proxy: FaultProxy, tmp_path: Path) -> None:
+    store = open_store(s3_uri)
+    store.put("warm", b"")
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 4000)
+    proxy.faults = [("flip_request", 500_000), ("unavailable", 0), ("lose", 0)]
+    store.put("key", tmp_path / "file")
+    assert not proxy.faults
+    assert store.get("key").data == (tmp_path / "file").read_bytes()
