@@ -41,9 +41,7 @@ def probe(store: Store) -> None:
     """
     key = throwaway_key()
     reason = _fault(store, key)
-    store.delete(
-        key
-    )  # not in a `finally`: what interrupts the probe must not wait, and `sweep` deletes the key later
+    store.delete(key)  # not in a `finally`, which a signal would have to wait for: `sweep` deletes it later
     if reason:
         raise ConfigurationError(
             f"{store.uri} {reason}",
