@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.archives import write_archive
+from tests.limits import limited
 
 TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--cycles", "2@1e-3", "--batch-size", "16"]
 MICRONET = [sys.executable, "-m", "job.cli"]
@@ -126,16 +127,6 @@ def test_too_few_threads_are_the_machines_fault(archive: Path, tmp_path: Path, p
     assert done.returncode == 74, done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("micronet: no more threads can be started")
     assert "Traceback" not in done.stderr
-
-
-def limited(command: list[str], processes: int) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user who may have that many threads, itself included."""
-    prlimit = ["prlimit", f"--nproc={processes}"]
-    if os.geteuid() == 0:  # no limit holds root: be another user who may read what root may
-        rights = "-all,+dac_override"
-        bounds = [f"--inh-caps={rights}", f"--ambient-caps={rights}", f"--bounding-set={rights}"]
-        prlimit = ["setpriv", f"--reuid={50_000 + os.getpid() % 10_000}", "--clear-groups", *bounds, *prlimit]
-    return subprocess.run([*prlimit, *command], capture_output=True, text=True, check=False)
 
 
 def test_the_handlers_stand_before_anything_large_is_imported() -> None:

@@ -36,6 +36,12 @@ FIRST_ANSWER_SECONDS = 5.0
 REFUSED_SECONDS = 60.0
 """How long what was allowed before may be refused: rotated keys and changed policies take effect slowly."""
 
+UNTYPED = {
+    "credentials are still expired": "Renew the credentials at their source",
+    "can't start new thread": "Raise the limit of processes (--pids-limit, ulimit -u)",
+}
+"""What to do about a RuntimeError of botocore or Python that has no type of its own, by its text."""
+
 REQUEST_ID = "x-amz-request-id"
 
 Checksums = Literal["when_supported", "when_required"]
@@ -124,9 +130,10 @@ class Connection:
         except ValueError as error:  # boto3's for an endpoint that is no URL
             raise ConfigurationError(f"{self.uri}: {error}", "Check AWS_ENDPOINT_URL_S3") from error
         except RuntimeError as error:
-            if "credentials are still expired" not in str(error):  # botocore has no type for it
+            fix = next((fix for words, fix in UNTYPED.items() if words in str(error)), None)
+            if fix is None:
                 raise
-            raise TransientError(f"{self.uri}: {error}", "Renew the credentials at their source") from error
+            raise TransientError(f"{self.uri}: {error}", fix) from error
 
     def _explain(self, error: Exception, where: str) -> JobError:
         known = explain(error, where)

@@ -20,6 +20,7 @@ from job.store import open_store, s3, s3_client
 from job.store import service as service_of
 from job.store.base import AbsentError, ConflictError, RefusedError, TransientError
 from job.store.s3_errors import explain
+from tests.limits import limited
 from tests.servers import ACCESS_KEY, DOMAIN, SECRET_KEY, FaultProxy, RangeServer, SeaweedFS, free_ports
 from tests.store.careless import CarelessS3
 
@@ -327,3 +328,26 @@ def test_a_file_is_read_again_for_each_try(s3_uri: str, proxy: FaultProxy, tmp_p
     store.put("key", tmp_path / "file")
     assert not proxy.faults
     assert store.get("key").data == (tmp_path / "file").read_bytes()
+
+
+def test_a_machine_without_a_thread_left_is_transient(s3_uri: str) -> None:
+    """A real limit, reached after the store has been found: each read needs a thread for its deadline."""
+    code = """
+import sys, threading
+from job.store import open_store
+from job.store.base import TransientError
+store = open_store(sys.argv[1], retry_seconds=0)
+store.put("key", b"x")
+forever = threading.Event()
+try:
+    while True:
+        threading.Thread(target=forever.wait, daemon=True).start()
+except RuntimeError:
+    pass
+try:
+    store.get("key")
+except TransientError as error:
+    print(error.message)
+"""
+    done = limited([sys.executable, "-c", code, s3_uri], 30)
+    assert "can't start new thread" in done.stdout, done.stderr
