@@ -149,7 +149,7 @@ class Placement:
     exact: bool = False  # refuse a machine that is not like the one before
     accept_drift: bool = False  # go on with another recipe than the run's, and record it
     store_cache: str | None = None  # of the archive; None: beside a run in a bucket; "none": none
-    device: str = "auto"  # auto (a GPU), cuda, cpu, or any (a GPU where there is one)
+    device: str = "auto"  # auto or cuda (the first GPU), cuda:N, cpu, or any (a GPU where there is one)
 
     @property
     def retry_seconds(self) -> float:

@@ -81,6 +81,7 @@ def test_options_come_from_the_environment_too(archive: Path, tmp_path: Path) ->
         (["train", "--checkpoint-every", "0s"], ["--checkpoint-every", "90s"]),
         (["train", "--demo", "--data", "x.tar.gz"], ["--demo"]),
         (["train", "--data", "ftp://host/x.tar.gz", "--device", "cpu"], ["ftp://host/x.tar.gz"]),
+        (["train", "--device", "gpu1"], ["gpu1", "cuda:N"]),
         (["no-such-command"], ["no-such-command"]),
     ],
 )
@@ -89,7 +90,7 @@ def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], words: list[s
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-@pytest.mark.parametrize("arguments", [[], ["--device", "cuda"]])
+@pytest.mark.parametrize("arguments", [[], ["--device", "cuda"], ["--device", "cuda:1"]])
 def test_without_a_gpu_train_refuses_and_says_how_to_go_on(arguments: list[str]) -> None:
     assert_one_clear_line(micronet("train", *arguments), 78, "no GPU", "--gpus all", "--device cpu", "--demo")
 

@@ -46,7 +46,7 @@ class Proof:
 def selftest(uri: str, kills: int, seed: int, device: str, keep: bool, preemption: Preemption) -> Proof:
     """Carry out every proof under a throw-away prefix below `uri`, which is removed unless `keep`.
 
-    There are as many pauses as `kills`; `seed` decides the instants of both. `device` is "cuda" or "cpu".
+    There are as many pauses as `kills`; `seed` decides the instants of both. `device` is what --device takes.
     Raises JobError (exit code 1) saying what does not hold, and the store's errors.
     """
     epochs = 4 + kills // 2

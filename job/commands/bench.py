@@ -57,11 +57,12 @@ def bench(
     with preemption.deferred():
         from job.checks.bench import parts as measure
         from job.checks.bench import show
+        from job.machine import compiler
         from job.machine import device as devices
 
     chosen = devices.choose("any" if device == "auto" else device)
     if compile:
-        devices.prepare_compiler(Path(cache))
+        compiler.prepare(Path(cache), chosen)
     recipe = replace(
         settings.Recipe(),
         depth=depth,

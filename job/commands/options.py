@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -40,6 +41,19 @@ class Seconds(click.ParamType[float]):
 
 
 SECONDS = Seconds()
+
+
+class Device(click.ParamType[str]):
+    """A device by the names of PyTorch, or `auto`."""
+
+    name = "device"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        """Return the name; fail for what can be no device."""
+        text = str(value)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+            self.fail(f"{text!r} is not one of auto, cuda, cuda:N and cpu", parameter, context)
+        return text
 
 
 def recipe_options(command: Command) -> Command:
@@ -87,7 +101,7 @@ def recipe_options(command: Command) -> Command:
         option(
             "--compile/--no-compile",
             default=default.compile,
-            help="Compile the training step (needs a C++ compiler; the first step then takes a minute).",
+            help="Compile the training step (needs a compiler; the first step then takes a minute).",
         ),
         option(
             "--evaluate-every",
@@ -124,7 +138,11 @@ demo_option = option(
     "--demo", is_flag=True, help="Use a generated data set and a recipe that takes minutes on a processor."
 )
 device_option = option(
-    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="auto is the first GPU."
+    "--device",
+    type=Device(),
+    default="auto",
+    metavar="auto|cuda|cuda:N|cpu",
+    help="auto and cuda are the first GPU; cuda:1 is the second that CUDA_VISIBLE_DEVICES leaves.",
 )
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -38,6 +38,6 @@ def selftest(
 
     seed = secrets.randbelow(2**32) if seed is None else seed
     chosen = devices.choose("any" if device == "auto" else device)
-    proof = checks.selftest(run, kills, seed, chosen.type, keep, preemption)
+    proof = checks.selftest(run, kills, seed, str(chosen), keep, preemption)
     for line in checks.lines(proof):
         click.echo(line)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import shutil
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,18 +53,37 @@ MACHINE = (*HARDWARE, "code", "torch", "cuda", "cudnn", *PACKAGES, *SETTINGS, *G
 
 
 def choose(requested: str) -> torch.device:
-    """Return the device for auto (a GPU), cuda, cpu or any (a GPU where there is one).
+    """Return the device for auto or cuda (the first GPU), cuda:N, cpu or any (a GPU where there is one).
 
-    Raises what `driver.why_no_gpu` finds where a GPU is required and there is none: 600 epochs on a
-    processor are never meant.
+    A GPU becomes CUDA's current device. Raises what `driver.why_no_gpu` finds where a GPU is required and
+    there is none, since 600 epochs on a processor are never meant, and ConfigurationError for a number that
+    no GPU has. GPUs are numbered as CUDA_VISIBLE_DEVICES leaves them.
     """
     if requested == "cpu" or (requested == "any" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise driver.why_no_gpu(driver.evidence())
-    if torch.cuda.device_count() > 1:
-        events.emit("device", using=torch.cuda.get_device_name(0), ignored_gpus=torch.cuda.device_count() - 1)
-    return torch.device("cuda", 0)
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    number = pick(requested, names, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if len(names) > 1:
+        events.emit("device", using=f"cuda:{number} ({names[number]})", ignored_gpus=len(names) - 1)
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def pick(requested: str, names: Sequence[str], visible: str | None) -> int:
+    """Return the number of the GPU that `requested` means; ConfigurationError where `names` has none.
+
+    `visible` is CUDA_VISIBLE_DEVICES.
+    """
+    number = int(requested.partition(":")[2] or 0)
+    if number < len(names):
+        return number
+    there = ", ".join(f"cuda:{at} ({name})" for at, name in enumerate(names))
+    limited = f" with CUDA_VISIBLE_DEVICES={visible}" if visible is not None else ""
+    raise ConfigurationError(
+        f"there is no {requested}; this process sees {there}{limited}", "Name one of those"
+    )
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
@@ -86,27 +106,13 @@ def configure(deterministic: bool) -> None:
     The process also keeps the memory that it frees.
     """
     _keep_freed_memory()
-    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    _turn_tf32_off()
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS refuses deterministic work without it
         torch.use_deterministic_algorithms(True)
         # Filling fresh memory guards against reading it, which nothing here does, and costs a pass each time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def prepare_compiler(cache: Path) -> None:
-    """Keep what torch.compile makes in `cache`; ConfigurationError where it finds no C++ compiler.
-
-    Never in a store: it is native code, and what a store holds is only ever data.
-    """
-    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    if not any(map(shutil.which, compilers)):
-        raise ConfigurationError(
-            f"--compile needs a C++ compiler, and there is no {' or '.join(compilers)}",
-            "Install one (apt-get install g++), or leave --compile out",
-        )
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache.absolute() / "compiled")
 
 
 def describe(device: torch.device) -> str:
@@ -134,6 +140,42 @@ def machine(device: torch.device) -> dict[str, str | None]:
 def _setting(name: str) -> str | None:
     value = os.environ.get(name)
     return None if value is None else value[:200].encode("utf-8", "backslashreplace").decode()
+
+
+def _turn_tf32_off() -> None:
+    """Set every flag of fp32 arithmetic to IEEE and read each back.
+
+    The old flags come first: where they and the new ones disagree, reading the old ones raises, which
+    inductor does. cuDNN's operators are set by name: torch 2.11 does not pass the general setting on to them.
+    """
+    backends: Any = torch.backends
+    backends.cudnn.allow_tf32 = False
+    backends.cuda.matmul.allow_tf32 = False
+    backends.fp32_precision = "ieee"
+    backends.cudnn.conv.fp32_precision = "ieee"
+    backends.cudnn.rnn.fp32_precision = "ieee"
+    require_ieee(
+        {
+            "cudnn.allow_tf32": backends.cudnn.allow_tf32,
+            "cuda.matmul.allow_tf32": backends.cuda.matmul.allow_tf32,
+            "fp32_precision": backends.fp32_precision,
+            "cuda.matmul.fp32_precision": backends.cuda.matmul.fp32_precision,
+            "cudnn.conv.fp32_precision": backends.cudnn.conv.fp32_precision,
+            "cudnn.rnn.fp32_precision": backends.cudnn.rnn.fp32_precision,
+        }
+    )
+
+
+def require_ieee(flags: Mapping[str, str | bool]) -> None:
+    """Raise ConfigurationError for flags of `torch.backends`, by name, that leave TF32 on."""
+    wrong = [
+        f"torch.backends.{name} is {value!r}" for name, value in flags.items() if value not in (False, "ieee")
+    ]
+    if wrong:
+        raise ConfigurationError(
+            f"PyTorch {torch.__version__} does not turn TF32 off: {', '.join(wrong)}",
+            "Use the PyTorch of this project's lock file",
+        )
 
 
 def _keep_freed_memory() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from job import events
 from job.data.dataset import prepare
 from job.data.store_cache import place
+from job.machine import compiler
 from job.machine import device as devices
 from job.machine.environment import environment, name_code
 from job.machine.preemption import Preemption
@@ -43,7 +44,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     device = devices.choose(placement.device)
     devices.configure(recipe.deterministic)
     if recipe.compile:
-        devices.prepare_compiler(Path(placement.cache))
+        compiler.prepare(Path(placement.cache), device)
     store = open_store(placement.run, placement.retry_seconds) if placement.run else None
     preflight.check(recipe, placement, device, store)
     startup.lap("preflight")

@@ -3,6 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
+from job.errors import ConfigurationError
+from job.machine.device import pick, require_ieee
+
 FAULTS = """
 import resource
 import torch
@@ -24,3 +29,57 @@ def test_a_step_uses_the_memory_that_the_one_before_freed() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     pages_of_one = 10_000_000 * 4 / 4096
     assert int(done.stdout) < pages_of_one  # given back to the system, each of the 20 has its own cleared
+
+
+FLAGS = """
+import torch
+from job.machine import device
+
+backends = torch.backends
+backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = True
+device.configure(deterministic=True)
+print(backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)
+print(backends.fp32_precision, backends.cuda.matmul.fp32_precision)
+print(backends.cudnn.conv.fp32_precision, backends.cudnn.rnn.fp32_precision)
+"""
+
+
+def test_tf32_is_off_by_the_old_flags_and_the_new_ones() -> None:
+    done = subprocess.run([sys.executable, "-c", FLAGS], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False False", "ieee ieee", "ieee ieee"]
+
+
+def test_a_flag_that_does_not_hold_is_named() -> None:
+    # as PyTorch 2.11.0 reads back after `torch.backends.fp32_precision = "ieee"` alone
+    flags = {
+        "cudnn.allow_tf32": True,
+        "cuda.matmul.allow_tf32": False,
+        "fp32_precision": "ieee",
+        "cudnn.conv.fp32_precision": "tf32",
+    }
+    with pytest.raises(ConfigurationError) as caught:
+        require_ieee(flags)
+    assert caught.value.exit_code == 78
+    assert "cudnn.allow_tf32 is True, torch.backends.cudnn.conv.fp32_precision is 'tf32'" in str(caught.value)
+    assert "matmul" not in str(caught.value)
+    require_ieee(dict.fromkeys(flags, "ieee"))
+
+
+GPUS = ["NVIDIA L4", "NVIDIA H100"]
+
+
+@pytest.mark.parametrize(
+    ("requested", "number"), [("auto", 0), ("any", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)]
+)
+def test_a_gpu_is_chosen_by_its_number(requested: str, number: int) -> None:
+    assert pick(requested, GPUS, None) == number
+
+
+def test_a_number_without_a_gpu_is_refused_with_those_there_are() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"there is no cuda:2; .*cuda:0 .NVIDIA L4., cuda:1"
+    ) as caught:
+        pick("cuda:2", GPUS, None)
+    assert "CUDA_VISIBLE_DEVICES" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="CUDA_VISIBLE_DEVICES=3"):
+        pick("cuda:3", GPUS[:1], "3")

@@ -74,4 +74,4 @@ def test_without_a_compiler_it_says_so(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("CXX", raising=False)
     with started(options(folder, "none"), Preemption(30)) as child:
         assert child.end() == CONFIGURATION
-    assert "C++ compiler" in child.last_words()
+    assert "there is no C++ compiler (g++ was not found)" in child.last_words()
