@@ -11,9 +11,13 @@ from pathlib import Path
 import torch
 
 from job.errors import ConfigurationError, JobError, MachineError
+from job.machine import nvml
 
 KERNEL_MODULE = Path("/proc/driver/nvidia/version")
 """Tells of the host's driver in any container, whether or not that was given a GPU."""
+
+MOUNTED = Path("/usr/local/nvidia/lib64/libcuda.so.1")
+"""Where Google's Container-Optimized OS and its like mount the driver's libraries into a container."""
 
 GIVE_IT = "Start the container with --gpus all (docker run --gpus all ...)"
 TOOLKIT = "install the NVIDIA container toolkit on the host"
@@ -28,6 +32,8 @@ class Evidence:
     driver_cuda: tuple[int, int] | None  # the newest CUDA that the driver's library can do
     nodes: bool  # /dev/nvidia0 and so on
     hidden: str | None  # CUDA_VISIBLE_DEVICES
+    mig: bool  # every GPU of this machine is in MIG mode
+    mounted: bool  # the driver's library is in the folder for mounted ones
     error: str  # how PyTorch says that CUDA does not start
 
 
@@ -40,6 +46,8 @@ def evidence() -> Evidence:
         driver_cuda=supported_cuda(),
         nodes=any(re.fullmatch(r"nvidia\d+", path.name) for path in Path("/dev").iterdir()),
         hidden=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        mig=nvml.all_in_mig_mode(),
+        mounted=MOUNTED.exists(),
         error=_start_error(),
     )
 
@@ -79,14 +87,26 @@ def why_no_gpu(seen: Evidence) -> JobError:
             f"old for this PyTorch, which is built for CUDA {wanted}",
             f"Update the host's driver to one for CUDA {wanted}, or choose a machine image that has one",
         )
+    if seen.nodes and seen.driver_cuda is None and seen.mounted:
+        return _unusable(
+            f"the driver's library is at {MOUNTED}, where the loader does not search",
+            "Set LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64, as this project's image does",
+        )
     if seen.nodes and seen.driver_cuda is None:
         return _unusable(
             "the GPU's device files are here and the libraries of its driver are not",
-            f"{GIVE_IT}, and {TOOLKIT}, which brings the libraries in",
+            f"{GIVE_IT}, and {TOOLKIT}, which brings the libraries in; on Google's Container-Optimized OS, "
+            "which has no toolkit, mount the host's /var/lib/nvidia at /usr/local/nvidia",
         )
     if seen.nodes and seen.hidden is not None and "No CUDA GPUs" in seen.error:
         return _unusable(
             f"CUDA_VISIBLE_DEVICES={seen.hidden} leaves none", "Unset it, or name a GPU that is there"
+        )
+    if seen.nodes and seen.mig and "No CUDA GPUs" in seen.error:
+        return _unusable(
+            "the GPU is in MIG mode and this process was given none of its instances",
+            "Create one and name it (nvidia-smi mig -cgi PROFILE -C; CUDA_VISIBLE_DEVICES=MIG-UUID), or turn "
+            "MIG off",
         )
     if seen.nodes:
         return MachineError(f"there is a GPU and it does not work: {seen.error}", "Use another machine")

@@ -33,6 +33,7 @@ class Look:
 
     name: str
     at: Callable[[], Check]
+    late: str = "Check the network, or try later"  # the fix where no answer comes
 
     def safely(self) -> Check:
         """Return what it finds, also where that is a JobError."""

@@ -1,4 +1,4 @@
-"""Every precondition of a run, in under five seconds whatever hangs."""
+"""Every precondition of a run, in seconds whatever hangs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from job.settings import Placement, Recipe
 from job.store import open_store
 
 NETWORK_SECONDS = 3.0
-"""What store and source are waited for, from the start on; importing PyTorch takes most of that beside it."""
+"""What store and source are waited for, from the start on, most of which PyTorch's import takes too."""
+
+DEVICE_SECONDS = 60.0
+"""What a kernel is waited for; a first one loads a gigabyte of libraries from a disk that may be slow."""
 
 RETRY_SECONDS = 1.0
 
 
 def examine(recipe: Recipe, placement: Placement, store_cache: str | None) -> list[Check]:
     """Return every finding, in the order in which `train` would meet them; raise UsageError."""
-    deadline = time.monotonic() + NETWORK_SECONDS
     store = open_store(placement.run, RETRY_SECONDS) if placement.run else None
-    stored = _Background(storage.looks(placement.run, store), deadline)
+    stored = _Background(storage.looks(placement.run, store), NETWORK_SECONDS)
     at_data = Look("data", lambda: source.check_data(placement.data, Path(placement.cache), store_cache))
-    data = _Background([at_data], deadline)
+    data = _Background([at_data], NETWORK_SECONDS)
     device = _look_at_device(recipe, placement.device)
     space = Look("disk", lambda: disk.check_space(recipe, placement)).safely()
     return [*device, *stored.found(), space, disk.check_shared_memory(), *data.found()]
@@ -39,10 +41,14 @@ def _look_at_device(recipe: Recipe, requested: str) -> list[Check]:
         device = devices.choose(requested)
     except JobError as error:
         return [failure("gpu", error)]
-    return [
-        Look("gpu", lambda: gpu.check_device(device)).safely(),
-        gpu.check_precision(recipe.precision, device),
+    looks = [
+        Look("gpu", lambda: gpu.check_device(device)),
+        Look("kernel", lambda: gpu.check_work(device), late="The GPU hangs: use another machine"),
+        Look("precision", lambda: gpu.check_precision(recipe.precision, device)),
     ]
+    if recipe.compile:
+        looks.append(Look("compile", lambda: gpu.check_compiler(device)))
+    return _Background(looks, DEVICE_SECONDS).found()
 
 
 def exit_code(checks: Sequence[Check]) -> int:
@@ -57,8 +63,9 @@ def exit_code(checks: Sequence[Check]) -> int:
 class _Background:
     """Looks, one after the other, in a thread that is left alone when the time is over."""
 
-    def __init__(self, looks: Sequence[Look], deadline: float) -> None:
-        self._looks, self._deadline = looks, deadline
+    def __init__(self, looks: Sequence[Look], seconds: float) -> None:
+        self._looks, self._seconds = looks, seconds
+        self._deadline = time.monotonic() + seconds
         self._found: list[Check] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -68,7 +75,7 @@ class _Background:
         self._thread.join(max(0.0, self._deadline - time.monotonic()))
         found = list(self._found)
         if len(found) < len(self._looks):
-            late = MachineError(f"no answer within {NETWORK_SECONDS:g} s", "Check the network, or try later")
+            late = MachineError(f"no answer within {self._seconds:g} s", self._looks[len(found)].late)
             found.append(failure(self._looks[len(found)].name, late))
         return found
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from job.errors import ConfigurationError
+from job.errors import ConfigurationError, MachineError
+from job.machine import compiler, driver, nvml
 from job.machine import device as devices
-from job.machine import driver
-from job.preflight.check import Check, ok
+from job.preflight.check import Check, ok, warning
 
 GIB = 2**30
+TOLERANCE = 0.01
 
 
 def check_device(device: torch.device) -> Check:
     """Describe the device; ConfigurationError where this PyTorch has no code for that kind of GPU."""
     if device.type != "cuda":
         return ok("gpu", f"none is used: {devices.describe(device)}")
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     built_for: list[str] = torch.cuda.get_arch_list()
     if not runs_on(capability, built_for):
@@ -28,13 +30,62 @@ def check_device(device: torch.device) -> Check:
             "Use another kind of GPU",
         )
     newest = driver.supported_cuda()
-    return ok(
-        "gpu",
-        f"{properties.name}, compute capability {capability[0]}.{capability[1]}, "
-        f"{properties.total_memory / GIB:.0f} GiB; driver {driver.version() or 'of unknown version'}"
-        + (f" for CUDA up to {newest[0]}.{newest[1]}" if newest else "")
-        + f", PyTorch {torch.__version__} for CUDA {torch.version.cuda}",
+    free, total = torch.cuda.mem_get_info(device)
+    health = nvml.health(
+        bus_address(properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
     )
+    text = (
+        f"{device}: {properties.name}, compute capability {capability[0]}.{capability[1]}, "
+        f"{free / GIB:.1f} of {total / GIB:.1f} GiB free; driver {driver.version() or 'of unknown version'}"
+        + (f" for CUDA up to {newest[0]}.{newest[1]}" if newest else "")
+        + f"; PyTorch {torch.__version__} with CUDA {torch.version.cuda} and cuDNN {_cudnn()}; "
+        + describe(health)
+    )
+    if health and health.uncorrected:
+        return warning("gpu", text, "Use another machine: its memory has failed since the driver was loaded")
+    return ok("gpu", text)
+
+
+def bus_address(domain: int, bus: int, device: int) -> str:
+    """Return the PCI address in the form that NVML takes."""
+    return f"{domain:08x}:{bus:02x}:{device:02x}.0"
+
+
+def describe(health: nvml.Health | None) -> str:
+    """Return what is known of ECC and MIG as a part of a sentence."""
+    if health is None:
+        return "ECC and MIG unknown, since NVML (libnvidia-ml.so.1) does not answer"
+    parts = [f"ECC {_state(health.ecc)}"]
+    if health.uncorrected is not None:
+        parts.append(f"{health.uncorrected} uncorrected errors")
+    return ", ".join(
+        [*parts, f"MIG {_state(health.mig)}" + (" (this process uses one instance)" if health.mig else "")]
+    )
+
+
+def check_work(device: torch.device) -> Check:
+    """Allocate on the device, copy there, convolve and multiply, copy back and compare; raise MachineError.
+
+    Within a hundredth of the largest number, which is far more than any algorithm of cuDNN is off.
+    """
+    images = (torch.arange(4 * 8 * 16 * 16) % 3).float().view(4, 8, 16, 16)
+    filters = (torch.arange(8 * 8 * 3 * 3) % 5).float().view(8, 8, 3, 3)
+    expected = _work(images, filters)
+    try:
+        found = _work(images.to(device), filters.to(device)).to("cpu")
+    except RuntimeError as error:  # of CUDA, of cuDNN, and memory that other processes hold
+        reason = str(error).splitlines()[0]
+        raise MachineError(f"a small kernel fails on {device}: {reason}", "Use another machine") from error
+    if not torch.allclose(found, expected, rtol=0, atol=TOLERANCE * expected.abs().max().item()):
+        raise MachineError(f"{device} computes wrong numbers", "Use another machine")
+    return ok("kernel", f"{device} allocates, copies both ways and computes right")
+
+
+def check_compiler(device: torch.device) -> Check:
+    """Say that --compile has what it needs; ConfigurationError where it does not."""
+    if lacking := compiler.missing(device):
+        raise compiler.refusal(lacking)
+    return ok("compile", "all that torch.compile needs is here")
 
 
 def check_precision(requested: str, device: torch.device) -> Check:
@@ -61,3 +112,17 @@ def runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
         ):
             return True
     return False
+
+
+def _work(images: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    maps = torch.nn.functional.conv2d(images, filters, padding=1).flatten(1)
+    return maps @ maps.T
+
+
+def _state(on: bool | None) -> str:
+    return "not there" if on is None else "on" if on else "off"
+
+
+def _cudnn() -> str:
+    number = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"

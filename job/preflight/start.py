@@ -20,6 +20,7 @@ def check(recipe: Recipe, placement: Placement, device: torch.device, store: Sto
     """
     looks = [
         Look("gpu", lambda: gpu.check_device(device)),
+        Look("kernel", lambda: gpu.check_work(device)),
         *storage.looks(placement.run, store),
         Look("disk", lambda: disk.check_space(recipe, placement)),
     ]

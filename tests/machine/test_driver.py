@@ -11,8 +11,18 @@ import torch
 from job.machine import driver
 from job.machine.driver import Evidence, evidence, why_no_gpu
 
-NOTHING = Evidence((13, 0), driver=None, driver_cuda=None, nodes=False, hidden=None, error="no driver")
-WELL = Evidence((13, 0), "580.65.06", (13, 0), nodes=True, hidden=None, error="CUDA unknown error")
+NOTHING = Evidence(
+    (13, 0),
+    driver=None,
+    driver_cuda=None,
+    nodes=False,
+    hidden=None,
+    mig=False,
+    mounted=False,
+    error="no driver",
+)
+WELL = replace(NOTHING, driver="580.65.06", driver_cuda=(13, 0), nodes=True, error="CUDA unknown error")
+NO_GPUS = "No CUDA GPUs are available"
 
 CASES = [
     # neither device nor driver: any of the three
@@ -23,9 +33,24 @@ CASES = [
     (
         replace(NOTHING, driver="580.65.06", nodes=True),
         78,
-        ["libraries", "--gpus all", "toolkit"],
-        ["too old"],
+        ["libraries", "--gpus all", "toolkit", "Container-Optimized OS", "/usr/local/nvidia"],
+        ["too old", "LD_LIBRARY_PATH"],
     ),
+    # a host without the toolkit, whose libraries are mounted where the loader was not told to search
+    (
+        replace(NOTHING, driver="580.65.06", nodes=True, mounted=True),
+        78,
+        ["/usr/local/nvidia/lib64/libcuda.so.1", "LD_LIBRARY_PATH=/usr/local/nvidia/lib:"],
+        ["--gpus all", "toolkit"],
+    ),
+    (
+        replace(WELL, mig=True, error=NO_GPUS),
+        78,
+        ["MIG", "nvidia-smi mig", "CUDA_VISIBLE_DEVICES=MIG-"],
+        ["--gpus"],
+    ),
+    (replace(WELL, mig=True), 74, ["CUDA unknown error"], ["MIG"]),
+    (replace(WELL, error=NO_GPUS), 74, [NO_GPUS], ["MIG"]),
     (
         replace(WELL, driver="550.54.15", driver_cuda=(12, 4)),
         78,
@@ -35,7 +60,7 @@ CASES = [
     (replace(WELL, built_for=(13, 2)), 74, ["does not work"], ["too old"]),  # minor versions are compatible
     (replace(WELL, built_for=None), 78, ["without CUDA"], ["too old", "--gpus all"]),
     (
-        replace(WELL, hidden="-1", error="No CUDA GPUs are available"),
+        replace(WELL, hidden="-1", error=NO_GPUS),
         78,
         ["CUDA_VISIBLE_DEVICES=-1"],
         ["--gpus all"],

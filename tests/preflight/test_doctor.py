@@ -44,7 +44,7 @@ def test_a_demo_in_a_bucket_is_well(s3_uri: str, tmp_path: Path, capsys: pytest.
     code, checks = examine(capsys, "--demo", "--device", "cpu", "--run", s3_uri, "--cache", tmp_path)
     assert code == 0
     assert list(checks) == [
-        "gpu", "precision", "credentials", "store", "clock", "disk", "shared memory", "data",
+        "gpu", "kernel", "precision", "credentials", "store", "clock", "disk", "shared memory", "data",
     ]  # fmt: skip
     assert {check["status"] for check in checks.values()} == {"ok"}
     assert checks["data"]["text"] == "generated here"
@@ -60,6 +60,18 @@ def test_without_a_gpu_the_rest_is_told_too(
     failed = {name: check["exit_code"] for name, check in checks.items() if check["status"] == "failed"}
     assert failed == {"gpu": 78, "store": 77, "data": 65}
     assert all(checks[name]["fix"] for name in failed)
+
+
+def test_a_compiled_run_asks_for_what_compiling_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--demo", "--compile", "--device", "cpu", "--run", tmp_path / "run", "--cache", tmp_path]
+    code, checks = examine(capsys, *words)
+    assert (code, checks["compile"]["status"]) == (0, "ok")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code, checks = examine(capsys, *words)
+    assert (code, checks["compile"]["exit_code"]) == (78, 78)
+    assert "no-such-compiler was not found" in checks["compile"]["text"]
 
 
 def test_the_table_shows_cause_fix_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

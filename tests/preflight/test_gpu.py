@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from job.errors import MachineError
 from job.machine import device as devices
-from job.preflight.gpu import check_device, check_precision, runs_on
+from job.machine.nvml import Health
+from job.preflight import gpu
+from job.preflight.gpu import bus_address, check_device, check_precision, check_work, describe, runs_on
 
 CPU = torch.device("cpu")
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -45,7 +48,58 @@ def test_a_processor_is_described() -> None:
 def test_a_gpu_is_described() -> None:
     found = check_device(torch.device("cuda", 0))
     assert found.status == "ok"
-    assert all(word in found.text for word in (torch.cuda.get_device_name(0), "GiB", "driver", "CUDA"))
+    words = (torch.cuda.get_device_name(0), "GiB free", "driver", "CUDA", "cuDNN", "ECC", "MIG")
+    assert all(word in found.text for word in words), found.text
+
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_that_works_is_found_to(device: str) -> None:
+    found = check_work(torch.device(device))
+    assert (found.status, found.name) == ("ok", "kernel")
+
+
+def test_a_device_that_cannot_be_reached_is_the_machines_fault() -> None:
+    with pytest.raises(MachineError, match="a small kernel fails on meta") as caught:
+        check_work(torch.device("meta"))  # takes tensors and gives none back
+    assert caught.value.exit_code == 74
+
+
+@pytest.mark.parametrize("wrong", [1.0, float("nan")])
+def test_a_device_that_computes_wrong_is_the_machines_fault(
+    wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, calls = gpu._work, []
+
+    def failing(images: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        answer = right(images, filters)
+        if len(calls) == 2:
+            answer[1, 2] *= 1 + wrong
+        return answer
+
+    monkeypatch.setattr(gpu, "_work", failing)
+    with pytest.raises(MachineError, match="wrong numbers"):
+        check_work(CPU)
+
+
+@pytest.mark.parametrize(
+    ("health", "text"),
+    [
+        (Health(True, 0, False), "ECC on, 0 uncorrected errors, MIG off"),
+        (Health(True, 2, True), "ECC on, 2 uncorrected errors, MIG on (this process uses one instance)"),
+        (Health(None, None, None), "ECC not there, MIG not there"),
+    ],
+)
+def test_the_state_of_a_gpu_is_said(health: Health, text: str) -> None:
+    assert describe(health) == text
+    assert "does not answer" in describe(None)
+
+
+def test_a_bus_address_is_written_as_nvml_takes_it() -> None:
+    assert bus_address(0, 0x3B, 0) == "00000000:3b:00.0"
 
 
 def test_the_precision_is_told() -> None:
