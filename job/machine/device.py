@@ -55,10 +55,14 @@ MACHINE = (*HARDWARE, "code", "torch", "cuda", "cudnn", *PACKAGES, *SETTINGS, *G
 def choose(requested: str) -> torch.device:
     """Return the device for auto or cuda (the first GPU), cuda:N, cpu or any (a GPU where there is one).
 
-    A GPU becomes CUDA's current device. Raises what `driver.why_no_gpu` finds where a GPU is required and
-    there is none, since 600 epochs on a processor are never meant, and ConfigurationError for a number that
-    no GPU has. GPUs are numbered as CUDA_VISIBLE_DEVICES leaves them.
+    A GPU becomes CUDA's current device; a device that a plug-in has registered with PyTorch counts as a GPU
+    for auto and any. Raises what `driver.why_no_gpu` finds where a GPU is required and there is none, since
+    600 epochs on a processor are never meant, and ConfigurationError for a number that no GPU has. GPUs are
+    numbered as CUDA_VISIBLE_DEVICES leaves them.
     """
+    plugged_in = torch.accelerator.current_accelerator(check_available=True)
+    if requested in ("auto", "any") and plugged_in is not None and plugged_in.type != "cuda":
+        return torch.device(plugged_in.type, 0)
     if requested == "cpu" or (requested == "any" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
