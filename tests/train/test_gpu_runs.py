@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
-from contextlib import AbstractContextManager
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from job.train.assess import assess
-from tests.archives import write_archive
 from tests.simulated_gpu import Fault
-from tests.simulated_gpu.attempts import Attempt, Device, on_device, started
-
-STEPS, EPOCHS = 4, 3  # 64 images in batches of 16
-EACH_STEP = ("--checkpoint-every", "0.001s")
-IN_STEP, OPERATORS = "LossSum.after_loss", 2  # of each step
-
-
-def at(epoch: int, step: int) -> int:
-    """Return which operator of IN_STEP is the first in a step, epoch and step from 1."""
-    return OPERATORS * (STEPS * (epoch - 1) + step - 1) + 1
-
-
-class Bench:
-    """Starts attempts at runs of one tiny recipe."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.archive = write_archive(folder / "tiny.tar.gz", train=16 * STEPS, test=20, classes=5)
-
-    def attempt(
-        self,
-        run: Path | str,
-        *options: str,
-        device: Device = Device(),  # noqa: B008
-    ) -> AbstractContextManager[Attempt]:
-        where = ["--run", str(run), "--data", str(self.archive), "--cache", str(self.folder / "cache")]
-        recipe = ["--depth", "10", "--width", "1", "--batch-size", "16", "--cycles", f"{EPOCHS}@5e-3"]
-        return started(self.folder, ["train", *where, *recipe, *options], device)
-
-    def finish(self, run: Path | str, *options: str, device: Device = Device()) -> Attempt:  # noqa: B008
-        """Make an attempt that comes to the end."""
-        with self.attempt(run, *options, device=device) as attempt:
-            assert attempt.end() == 0, attempt.last_words()
-        return attempt
+from tests.simulated_gpu.attempts import Device
+from tests.simulated_gpu.bench import EACH_STEP, EPOCHS, IN_STEP, STEPS, Bench, at, outcome
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +19,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("gpu"))
 
 
-def outcome(run: Path) -> dict[str, Any]:
-    """Return what must be the same for every run of the recipe."""
-    report = json.loads((run / "report.json").read_bytes())
-    records = [json.loads(line) for line in (run / "history.jsonl").read_bytes().splitlines()]
-    names = ("epoch", "train_loss", "test_loss", "accuracy", "lr", "momentum")
-    return {
-        "weights": hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest(),
-        "predictions": hashlib.sha256((run / "predictions.npz").read_bytes()).hexdigest(),
-        "history": [[record[name] for name in names] for record in records],
-        **{name: report[name] for name in ("model", "accuracy", "score", "data")},
-    }
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_killed_run_ends_with_the_same_bits(bench: Bench, precision: str) -> None:
-    """The device hangs in the second epoch, where the kill comes; before that every step was offered."""
+    """The device hangs in the second epoch's last step, where the kill comes."""
     whole, killed = (bench.folder / f"{name}-{precision}" for name in ("whole", "killed"))
     bench.finish(whole, "--precision", precision)
-    hang = Device(Fault("hang", within=IN_STEP, operator=at(epoch=2, step=4)))
+    hang = Device(Fault("hang", within=IN_STEP, operator=at(epoch=2, step=STEPS)))
     with bench.attempt(killed, "--precision", precision, *EACH_STEP, device=hang) as attempt:
         durable = attempt.until(
             lambda event: event["event"] == "checkpoint" and event["epoch"] == 2 and event["step"] > 0
@@ -83,8 +34,29 @@ def test_a_killed_run_ends_with_the_same_bits(bench: Bench, precision: str) -> N
     (resumed,) = [
         event for event in bench.finish(killed, "--precision", precision).events if event["event"] == "resume"
     ]
-    assert (resumed["epoch"], resumed["step"]) >= (durable["epoch"], durable["step"])
     assert resumed["epoch"] == 2
+    assert resumed["step"] >= durable["step"]
     assert outcome(killed) == outcome(whole)
-    measured = on_device(assess, str(killed), (str(bench.archive),), str(bench.folder / "cache"), "auto")
-    assert measured["correct"] == outcome(killed)["accuracy"]["correct"]
+    assert f"({outcome(killed)['accuracy']['correct']} of 20 test images)" in bench.evaluate(killed)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_training_reads_the_device_once_an_epoch(bench: Bench, precision: str, tmp_path: Path) -> None:
+    """With a checkpoint after each step and a display on a terminal, from the start to the report."""
+    log = tmp_path / "log"
+    run = bench.folder / f"counted-{precision}"
+    options = ("--precision", precision, *EACH_STEP)
+    with bench.attempt(run, *options, device=Device(log=log), terminal=True) as attempt:
+        assert attempt.end() == 0, attempt.last_words()
+    assert "total" in attempt.last_words()  # the display was there
+
+    waits = Counter[tuple[str, str]]()
+    for line in log.read_text().splitlines():
+        entry = json.loads(line)
+        waits[entry["kind"], entry["within"].split(".<")[0]] += 1
+    reads = {where: count for (kind, where), count in waits.items() if kind == "read"}
+    reads.pop("Trainer.state", None)  # fp16's scale and its age are copied into each checkpoint
+    assert reads == {"Trainer.train_epoch": EPOCHS}
+    copies = {where for kind, where in waits if kind == "copy"}
+    assert copies == {"copy_off", "Trainer.state", "predict", "save", "_on_cpu"}  # none in a step
+    assert {kind for kind, _ in waits} == {"read", "copy"}
