@@ -19,7 +19,7 @@ from job.machine.environment import source_hash
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
-HARDWARE = ("device",)
+HARDWARE = ("device", "compute_capability", "multiprocessors")
 """What another machine of the same kind mends."""
 
 SETTINGS = (
@@ -127,10 +127,16 @@ def describe(device: torch.device) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str | None]:
-    """Return what the bits depend on besides the recipe, by the names in MACHINE; call after `configure`."""
+    """Return what the bits depend on besides the recipe, by the names in MACHINE; call after `configure`.
+
+    CUDA lays random numbers out over its multiprocessors, of which one model of GPU can have several numbers.
+    """
     on_gpu = device.type == "cuda"
+    properties = torch.cuda.get_device_properties(device) if on_gpu else None
     return {
         "device": describe(device),
+        "compute_capability": f"{properties.major}.{properties.minor}" if properties else None,
+        "multiprocessors": str(properties.multi_processor_count) if properties else None,
         "code": source_hash(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_gpu else None,

@@ -2,11 +2,16 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from job.errors import ConfigurationError
+from job.machine import device as devices
 from job.machine.device import pick, require_ieee
+from job.run.lineage import drift
+from job.run.records import Worker
 
 FAULTS = """
 import resource
@@ -83,3 +88,25 @@ def test_a_number_without_a_gpu_is_refused_with_those_there_are() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="CUDA_VISIBLE_DEVICES=3"):
         pick("cuda:3", GPUS[:1], "3")
+
+
+def test_a_gpu_of_another_size_is_drift_and_an_older_attempt_that_does_not_name_it_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def machine(multiprocessors: int) -> dict[str, str | None]:
+        properties = SimpleNamespace(major=9, minor=0, multi_processor_count=multiprocessors)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+        return devices.machine(torch.device("cuda", 0))
+
+    first, second = machine(114), machine(132)
+    assert first.keys() == set(devices.MACHINE)
+    assert first["compute_capability"] == "9.0"
+    (change,) = drift([(1, Worker(**first)), (2, Worker(**second))])
+    assert (change.field, change.before, change.now) == ("multiprocessors", "114", "132")
+    older = {name: first[name] for name in ("device", "torch", "cuda", "cudnn")}
+    assert drift([(1, Worker(**older)), (2, Worker(**second))]) == []
+
+
+def test_a_processor_has_no_compute_capability() -> None:
+    assert devices.machine(torch.device("cpu"))["compute_capability"] is None
