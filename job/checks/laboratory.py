@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -23,18 +23,23 @@ from job.store import Store, local_path, open_store
 ARCHIVE = "data.tar.gz"
 SEED = 2019
 TRAIN_PER_CLASS, TEST_PER_CLASS = 2, 2  # of 100 classes; 1.2 MB
-RECIPE = ("--depth", "10", "--width", "1", "--batch-size", "16", "--precision", "fp32")  # 12 steps an epoch
+RECIPE = ("--depth", "10", "--batch-size", "16")  # 12 steps an epoch
 CHECKPOINT_EVERY = "0.1s"
 
 
 class Laboratory:
-    """Starts attempts at runs of one recipe below `uri`, each with an empty cache, as on a new machine."""
+    """Starts attempts at runs of one recipe below `uri`, each with an empty cache, as on a new machine.
 
-    def __init__(self, uri: str, folder: Path, epochs: int, device: str, preemption: Preemption) -> None:
+    `options` of `train` name the device, the precision and the width.
+    """
+
+    def __init__(
+        self, uri: str, folder: Path, epochs: int, options: Sequence[str], preemption: Preemption
+    ) -> None:
         self.uri, self.folder, self.epochs, self.preemption = uri, folder, epochs, preemption
         half = epochs // 2
         self.options = (
-            *RECIPE, "--cycles", f"{epochs - half}@5e-3,{half}@5e-4", "--device", device,
+            *RECIPE, "--cycles", f"{epochs - half}@5e-3,{half}@5e-4", *options,
             "--data", f"{uri}/{ARCHIVE}", "--checkpoint-every", CHECKPOINT_EVERY,
         )  # fmt: skip
         self.attempts = 0
@@ -64,7 +69,7 @@ class Laboratory:
 
 @contextmanager
 def laboratory(
-    uri: str, epochs: int, device: str, keep: bool, preemption: Preemption
+    uri: str, epochs: int, options: Sequence[str], keep: bool, preemption: Preemption
 ) -> Iterator[Laboratory]:
     """Make a laboratory in a new prefix below `uri`, which is removed in the end unless `keep`."""
     home = open_store(uri).uri  # absolute
@@ -72,7 +77,7 @@ def laboratory(
     with tempfile.TemporaryDirectory(prefix="micronet-selftest-") as folder:
         try:
             _put_data(open_store(prefix), Path(folder))
-            yield Laboratory(prefix, Path(folder), epochs, device, preemption)
+            yield Laboratory(prefix, Path(folder), epochs, options, preemption)
         finally:
             if keep:
                 events.emit("kept", prefix=prefix)

@@ -43,14 +43,17 @@ class Proof:
     damaged: str
 
 
-def selftest(uri: str, kills: int, seed: int, device: str, keep: bool, preemption: Preemption) -> Proof:
+def selftest(
+    uri: str, kills: int, seed: int, options: Sequence[str], keep: bool, preemption: Preemption
+) -> Proof:
     """Carry out every proof under a throw-away prefix below `uri`, which is removed unless `keep`.
 
-    There are as many pauses as `kills`; `seed` decides the instants of both. `device` is what --device takes.
-    Raises JobError (exit code 1) saying what does not hold, and the store's errors.
+    There are as many pauses as `kills`; `seed` decides the instants of both. `options` of `train` name the
+    device, the precision and the width. Raises JobError (exit code 1) saying what does not hold, and the
+    store's errors.
     """
     epochs = 4 + kills // 2
-    with laboratory(uri, epochs, device, keep, preemption) as lab:
+    with laboratory(uri, epochs, options, keep, preemption) as lab:
         events.emit("selftest", prefix=lab.uri, kills=kills, seed=seed)
         lab.finish("reference")
         reference = lab.result("reference")

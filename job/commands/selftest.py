@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from job import settings
 from job.commands.options import device_option, option
 from job.machine.preemption import Preemption
 
@@ -25,9 +26,24 @@ Examples:
 @option("--seed", type=click.IntRange(min=0), help="Of the instants of kills and pauses. Default: a new one.")
 @option("--keep", is_flag=True, help="Keep the throw-away prefix.")
 @device_option
+@option(
+    "--precision",
+    type=click.Choice(settings.PRECISIONS),
+    default="fp32",
+    help="Arithmetic of the runs' training step.",
+)
+@option("--width", type=click.IntRange(min=1), default=1, help="Width of the runs' network.")
 @click.pass_obj
 def selftest(
-    preemption: Preemption, /, run: str, kills: int, seed: int | None, keep: bool, device: str
+    preemption: Preemption,
+    /,
+    run: str,
+    kills: int,
+    seed: int | None,
+    keep: bool,
+    device: str,
+    precision: str,
+    width: int,
 ) -> None:
     """Prove in your own store that kills, pauses, damage and a lost log change no bit of a run."""
     import secrets
@@ -38,6 +54,7 @@ def selftest(
 
     seed = secrets.randbelow(2**32) if seed is None else seed
     chosen = devices.choose("any" if device == "auto" else device)
-    proof = checks.selftest(run, kills, seed, str(chosen), keep, preemption)
+    options = ("--device", str(chosen), "--precision", precision, "--width", str(width))
+    proof = checks.selftest(run, kills, seed, options, keep, preemption)
     for line in checks.lines(proof):
         click.echo(line)

@@ -40,6 +40,9 @@ HISTORY = [
 ]
 
 
+TRAINING = ("--device", "cpu", "--precision", "fp32", "--width", "1")
+
+
 def run_selftest(uri: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "job.cli", "--log-format", "json", "selftest", "--run", uri, *options],
@@ -120,7 +123,7 @@ def test_bad_answers_under_kills_and_pauses_change_no_bit(
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_kill_that_comes_too_late_is_made_up_for_in_another_run(tmp_path: Path) -> None:
-    with laboratory(str(tmp_path), 2, "cpu", False, Preemption(10)) as lab:
+    with laboratory(str(tmp_path), 2, TRAINING, False, Preemption(10)) as lab:
         lab.finish("reference")
         late = Kill("publishing", epoch=2, delay_seconds=20)
         (where,) = prove_same_bits(lab, lab.result("reference"), [late])
@@ -138,8 +141,12 @@ def test_a_bucket_that_is_not_there_is_told_before_anything_is_started(s3_uri: s
 
 def test_sigterm_ends_it_with_75_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "job.cli", "selftest", "--run", str(tmp_path), "--kills", "1"]
+    command += ["--precision", "bf16", "--width", "2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         await_(lambda: list(tmp_path.glob("selftest-*/reference/recipe.json")))
+        (recipe,) = tmp_path.glob("selftest-*/reference/recipe.json")
+        asked = json.loads(recipe.read_bytes())
+        assert (asked["precision"], asked["width"]) == ("bf16", 2)
         assert processes_on(tmp_path)
         process.send_signal(signal.SIGTERM)
         _, words = process.communicate(timeout=60)
