@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import math
 import os
+import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -25,8 +27,9 @@ class Preemption:
     third-party code swallowed (`except:`, a `__del__`) is made good. PreemptedError is no Exception, as
     KeyboardInterrupt is none: botocore turns any Exception into a connection error, which is retried.
 
-    A second signal ends the process at once with 75, and so does the end of the grace. Forked children
-    get the handlers from before.
+    A second signal ends the process at once with 75, and so does the end of the grace. A thread does that: a
+    main thread inside native code, such as a call of a hung driver, runs no handler. Forked children get the
+    handlers from before.
 
     `grace_seconds` is the time from the signal to SIGKILL and may be set until the signal comes.
     """
@@ -47,7 +50,7 @@ class Preemption:
         To be entered inside the `try` that maps errors to exit codes. SIGINT stays ignored where it was
         (`command &` in a script).
         """
-        handlers = {signal.SIGTERM: self._on_signal, signal.SIGALRM: self._on_overdue}
+        handlers = {signal.SIGTERM: self._on_signal}
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             handlers[signal.SIGINT] = self._on_signal
         previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in handlers}
@@ -55,8 +58,14 @@ class Preemption:
         def restore() -> None:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(-1)
 
         os.register_at_fork(after_in_child=restore)
+        # Written to by the interpreter's C code, the moment that a signal comes.
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        _thread.start_new_thread(self._guard, (reader, handlers.keys()))
         for number, handler in handlers.items():
             signal.signal(number, handler)
         try:
@@ -109,21 +118,32 @@ class Preemption:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # No event here: the interrupted code may hold the lock of the log.
-        now = time.monotonic()
-        name = signal.Signals(number).name
-        if self._signalled is not None and now - self._signalled > REPEAT_SECONDS:
-            _leave(f"{name} again: stopped at once")
         if self._signalled is None:
-            self._signalled = now
-            # A notice whose time is over was wrong about it; the signal knows better.
-            self._gone = min(self._gone if self._gone > now else math.inf, now + self.grace_seconds)
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, self.remaining() + self._reserve / 2))
-            self._request(f"stopped by {name}")
+            self._signalled = time.monotonic()
+            self._gone = self._end_of_grace(self._signalled)
+            self._request(f"stopped by {signal.Signals(number).name}")
         if self._depth == 0:
             self._raise_once()
 
-    def _on_overdue(self, number: int, frame: FrameType | None) -> None:
-        _leave(f"the grace of {self.grace_seconds:g} s is over: stopped with what is durable")
+    def _end_of_grace(self, signalled: float) -> float:
+        # A notice whose time is over was wrong about it; the signal knows better.
+        return min(self._gone if self._gone > signalled else math.inf, signalled + self.grace_seconds)
+
+    def _guard(self, pipe: int, numbers: Collection[int]) -> NoReturn:
+        """Read signals' numbers from `pipe`; end the process after the second one or the grace."""
+        signalled: float | None = None
+        while True:
+            left = None
+            if signalled is not None:
+                left = max(0.0, self._end_of_grace(signalled) - self._reserve / 2 - time.monotonic())
+            ready = select.select([pipe], [], [], left)[0]
+            if not ready:
+                _leave(f"the grace of {self.grace_seconds:g} s is over: stopped with what is durable")
+            come, now = [number for number in os.read(pipe, 1) if number in numbers], time.monotonic()
+            if come and signalled is not None and now - (self._signalled or signalled) > REPEAT_SECONDS:
+                _leave(f"{signal.Signals(come[0]).name} again: stopped at once")
+            if come and signalled is None:
+                signalled = now
 
     def _request(self, reason: str) -> None:
         if not self.requested:

@@ -317,6 +317,36 @@ def test_the_grace_bounds_everything(script):
     assert err == "micronet: the grace of 2 s is over: stopped with what is durable (exit code 75)\n"
 
 
+NATIVE = """
+import ctypes
+mutex, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+library.pthread_mutex_lock(mutex)
+with preemption.deferred():
+    say("ready")
+    library.pthread_mutex_lock(mutex)  # for ever, as a call of a hung driver
+"""
+
+
+def test_the_grace_ends_a_main_thread_that_is_stuck_in_native_code(script):
+    one = script(NATIVE, grace=2)
+    assert one.line() == "ready"
+    one.kill()
+    code, said, err = one.end()
+    assert (code, said) == (75, [])
+    assert err == "micronet: the grace of 2 s is over: stopped with what is durable (exit code 75)\n"
+
+
+def test_a_second_signal_ends_a_main_thread_that_is_stuck_in_native_code(script):
+    one = script(NATIVE, grace=60)
+    assert one.line() == "ready"
+    one.kill()
+    time.sleep(0.6)
+    one.kill()
+    code, _, err = one.end()
+    assert code == 75
+    assert err == "micronet: SIGTERM again: stopped at once (exit code 75)\n"
+
+
 def test_a_notice_leaves_time_to_train_and_then_to_save(script):
     one = script("""
         say(preemption.deadline, preemption.remaining())
