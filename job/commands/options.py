@@ -27,6 +27,9 @@ class Seconds(click.ParamType[float]):
 
     name = "time"
 
+    def __init__(self, zero: bool = False) -> None:
+        self.zero = zero  # whether 0 is allowed
+
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
         """Return the seconds; fail for what is no positive time."""
         text = str(value)
@@ -34,13 +37,14 @@ class Seconds(click.ParamType[float]):
         try:
             seconds = float(text[:-1]) * factor if factor else float(text)
         except ValueError:
-            seconds = 0
-        if not 0 < seconds < float("inf"):
+            seconds = -1
+        if not 0 <= seconds < float("inf") or (seconds == 0 and not self.zero):
             self.fail(f"{text!r} is no time; write for example 90, 90s or 5m", parameter, context)
         return seconds
 
 
 SECONDS = Seconds()
+SECONDS_OR_NEVER = Seconds(zero=True)
 
 
 class Device(click.ParamType[str]):

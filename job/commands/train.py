@@ -13,6 +13,7 @@ from job import events, settings
 from job.cloud import array
 from job.commands.options import (
     SECONDS,
+    SECONDS_OR_NEVER,
     cache_option,
     chosen_recipe,
     data_option,
@@ -59,6 +60,13 @@ Examples:
     "--grace", type=SECONDS, default=30.0, metavar="TIME", help="Time from SIGTERM until the machine is gone."
 )
 @option(
+    "--step-timeout",
+    type=SECONDS_OR_NEVER,
+    default=settings.Placement.step_timeout,
+    metavar="TIME",
+    help="How long a step may take until the device counts as hung (74); 0 is for ever.",
+)
+@option(
     "--exact",
     is_flag=True,
     help="Refuse a machine (74) or a software (78) that is not like the attempt before's.",
@@ -80,6 +88,7 @@ def train(
     checkpoint_every: float,
     storage_budget: float,
     grace: float,
+    step_timeout: float,
     exact: bool,
     accept_drift: bool,
     **values: Any,
@@ -97,15 +106,19 @@ def train(
         exact,
         accept_drift,
         store_cache=store_cache,
+        step_timeout=step_timeout,
         device="any" if demo and device == "auto" else device,
     )
     preemption: Preemption = context.obj
     preemption.grace_seconds = grace
     require_threads()
     with preemption.deferred():  # torn imports leave modules that cannot be used
+        from job.machine import faults
+        from job.train.job import memory_fix
         from job.train.job import train as run_job
 
-    report = run_job(recipe, placement, preemption)
+    with faults.explained(memory_fix(recipe)):
+        report = run_job(recipe, placement, preemption)
     try:
         _print(report)
     except OutputError as error:  # the report is durable: nothing that happens to its summary counts

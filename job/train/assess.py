@@ -10,6 +10,7 @@ import torch
 from job.data.dataset import prepare
 from job.errors import ConfigurationError
 from job.machine import device as devices
+from job.machine import faults
 from job.network import weights
 from job.run import layout
 from job.store import open_store
@@ -32,9 +33,10 @@ def assess(uri: str, sources: tuple[str, ...], cache: str, requested_device: str
             f"the weights were trained on the data with SHA-256 {info.data_sha256}, this is {dataset.sha256}",
             "Name the run's own data with --data or --demo",
         )
-    network.to(device).to(memory_format=torch.channels_last)
-    test = Images.of(dataset.test, device)
-    predictions = predict(network, test, Normalisation(info.mean, info.std, device))
+    with faults.explained("Use --device cpu, or a device with more memory"):
+        network.to(device).to(memory_format=torch.channels_last)
+        test = Images.of(dataset.test, device)
+        predictions = predict(network, test, Normalisation(info.mean, info.std, device))
     return {
         "weights": uri,
         "accuracy": predictions.accuracy,

@@ -22,8 +22,10 @@ from job.errors import (
     PermissionRefusedError,
     PreemptedError,
 )
+from job.machine import faults
 from job.machine.device import HARDWARE
 from job.machine.environment import revision
+from job.machine.faults import DeviceLostError
 from job.machine.notices import NoticePoller
 from job.machine.preemption import Preemption
 from job.run import claims, layout, records
@@ -44,6 +46,7 @@ from job.view import evidence
 
 NEEDED = set(layout.OUTPUTS) - {layout.SAMPLES}
 END_SECONDS = 5.0  # that recording the reason of a failure may take
+SETTLE_SECONDS = 60.0  # that the end of a failed attempt waits for what the saver holds
 FIRST_NOTICE_SECONDS = 2.0  # that a start waits at most for a cloud to say that the machine is going
 
 
@@ -133,6 +136,10 @@ class Attempt:
             reason = "preempted"
         else:
             reason = f"failed: {error.message if isinstance(error, JobError) else type(error).__name__}"
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """Record why the attempt ends, unless the store takes longer than END_SECONDS."""
 
         def end() -> None:
             with contextlib.suppress(JobError):  # the attempt's own error is the one to raise
@@ -160,13 +167,27 @@ class Attempt:
             yield
         except PreemptedError as error:
             raise self._last_save(error) from None
+        except DeviceLostError as error:
+            self.settle(error.message)
+            raise
         except (MachineError, PermissionRefusedError) as error:  # the store takes nothing any more
             if error is self.saver.error:
                 error.message += f"; {self._keep()}"
             raise
+        except Exception:
+            self._flush()
+            raise
         finally:
             self.saver.close()
             self.heartbeat.stop()
+
+    def settle(self, cause: str) -> None:
+        """Save what is on the host already, within SETTLE_SECONDS and the grace, and record the end's cause.
+
+        Nothing is asked of the device, so that a thread may call it while another one waits for that.
+        """
+        if self._flush():
+            self._end(f"failed: {cause}")
 
     def after_step(self) -> None:
         """Do what is due between two steps; raise what must end the training here."""
@@ -223,8 +244,8 @@ class Attempt:
         """Save what can be saved in time; return the error that names what is durable."""
         if self.phase == "finished":
             return PreemptedError(f"{reason.message}; the run is finished", "Run the same command again")
-        state, durable = self._state(), self.saver.durable
-        if durable is None or (durable.epoch, durable.step) != (state.epoch, state.step):
+        state, durable = self._last_state(), self.saver.durable
+        if state and (durable is None or (durable.epoch, durable.step) != (state.epoch, state.step)):
             self.saver.offer(state)
         saved = self.saver.flush(self.preemption.deadline)
         if isinstance(self.saver.error, FencedError):
@@ -235,19 +256,37 @@ class Attempt:
         place = (
             f"epoch {durable.epoch + 1} step {durable.step}" if durable else "what this attempt began with"
         )
-        lost = "" if saved else f", and the steps up to epoch {state.epoch + 1} step {state.step} are lost"
+        here = f"epoch {self.trainer.epoch + 1} step {self.trainer.step}"
+        lost = "" if saved and state else f", and the steps up to {here} are lost"
         return PreemptedError(f"{reason.message}; durable is {place}{lost}", "Run the same command again")
 
     def _keep(self) -> str:
         """Keep the state on this machine; return what has come of it."""
+        state = self._last_state()
+        if state is None:
+            return "the state could not be kept either"
         try:
-            self.unsaved.keep(self._state())
+            self.unsaved.keep(state)
         except JobError as error:  # the store's own error is the one to raise
             return f"the state could not be kept either ({error.message})"
         return f"the state is kept in {self.unsaved.path}"
 
     def _state(self) -> TrainingState:
         return self.trainer.state(self.history.records)
+
+    def _last_state(self) -> TrainingState | None:
+        """Return the state, None where the device does not give it any more."""
+        try:
+            with faults.explained(""):
+                return self._state()
+        except JobError as error:
+            events.warn("device_lost", reason=error.message)
+            return None
+
+    def _flush(self) -> bool:
+        """Wait for the saver, within SETTLE_SECONDS and the grace; return whether all is saved."""
+        until = time.monotonic() + SETTLE_SECONDS
+        return self.saver.flush(min(until, self.preemption.deadline or until))
 
     def _commit(self, state: TrainingState) -> None:
         """Write one state; the saver's thread calls it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,17 +57,24 @@ class Predictions:
 
 
 def predict(
-    network: nn.Module, images: Images, normalise: Normalisation, precision: str = "fp32"
+    network: nn.Module,
+    images: Images,
+    normalise: Normalisation,
+    precision: str = "fp32",
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """Run `network` in evaluation mode over all `images`; its mode is put back afterwards."""
+    """Run `network` in evaluation mode over all `images`; its mode is put back afterwards.
+
+    `after_batch` is called for each of its batches.
+    """
     training, model = network.training, Precision(network, precision)
     network.eval()
     try:
         with torch.inference_mode():
-            logits = [
-                model(normalise(pixels.float().div_(255)))
-                for pixels in torch.split(images.pixels, BATCH_SIZE)
-            ]
+            logits = []
+            for pixels in torch.split(images.pixels, BATCH_SIZE):
+                logits.append(model(normalise(pixels.float().div_(255))))
+                after_batch()
     finally:
         network.train(training)
     return Predictions(images.labels.cpu(), torch.cat(logits).cpu())

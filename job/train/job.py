@@ -16,8 +16,10 @@ from job.data.dataset import prepare
 from job.data.store_cache import place
 from job.machine import compiler
 from job.machine import device as devices
+from job.machine import faults
 from job.machine.environment import environment, name_code
 from job.machine.preemption import Preemption
+from job.machine.watchdog import Watchdog
 from job.network.weights import NetworkInfo
 from job.preflight import start as preflight
 from job.progress import Plan, Progress
@@ -68,11 +70,16 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     )
     network = initialise(info, recipe.seed).to(device).to(memory_format=torch.channels_last)
     with Attempt.claim(run, network, devices.machine(device), placement, preemption) as attempt:
-        return complete(attempt, task, network, info, startup)
+        return complete(attempt, task, network, info, startup, placement.step_timeout)
 
 
 def complete(
-    attempt: Attempt, task: Task, network: nn.Sequential, info: NetworkInfo, startup: Startup
+    attempt: Attempt,
+    task: Task,
+    network: nn.Sequential,
+    info: NetworkInfo,
+    startup: Startup,
+    step_timeout: float,
 ) -> dict[str, Any]:
     """Train from where the run is to its report; return that."""
     if attempt.outputs:
@@ -81,9 +88,12 @@ def complete(
     schedule = partial(one_cycle, recipe.cycles, len(task.batches))
     plan = Plan([cycle.epochs for cycle in recipe.cycles], len(task.batches), recipe.batch_size, schedule)
     progress = Progress(plan, attempt.checkpoint_age)
+    watchdog = Watchdog(step_timeout, attempt.settle, compiling=recipe.compile)
+    task.after_batch = watchdog.progress
 
     def after_step() -> None:
         startup.first_step()
+        watchdog.step()
         progress.advance()
         attempt.after_step()
 
@@ -95,29 +105,40 @@ def complete(
     startup.lap("resume")
 
     events.emit("train", run=run.store.uri, attempt=attempt.generation, device=devices.describe(device))
-    with attempt.kept(trainer, history), progress:
+    with attempt.kept(trainer, history), faults.explained(memory_fix(recipe)), watchdog, progress:
         while trainer.epoch < recipe.epochs:
-            with attempt.preemption.deferred():
+            with attempt.preemption.deferred(), watchdog.watching():
                 figures = trainer.train_epoch()
             if recipe.evaluates(trainer.epoch + 1):
                 events.phase("evaluate", epoch=trainer.epoch + 1, step=trainer.step)
-                figures |= task.figures(network)
+                with watchdog.watching():
+                    figures |= task.figures(network)
             with attempt.preemption.deferred():
                 record = history.add(figures, attempt.generation)
                 trainer.next_epoch()
             progress.epoch(record.to_json())
         if history.records[-1].accuracy is None:  # --accept-drift has made an earlier epoch the last one
-            figures = task.figures(network)
+            with watchdog.watching():
+                figures = task.figures(network)
             with attempt.preemption.deferred():
                 history.evaluate_last(figures)
         attempt.save()
         events.phase("score")
-        predictions = task.evaluate(network)
+        with watchdog.watching():
+            predictions = task.evaluate(network)
         results = conclude(
             run, recipe, task.data, info, network, history, predictions, attempt.lineage(), device
         )
         attempt.finish(results)
         return present(attempt, results)
+
+
+def memory_fix(recipe: Recipe) -> str:
+    """Return what to do where the device has too little memory for the recipe."""
+    return (
+        f"Lower --batch-size, now {recipe.batch_size}: that is another recipe, so another --run. "
+        "Or use a device with more memory"
+    )
 
 
 def present(attempt: Attempt, results: dict[str, bytes]) -> dict[str, Any]:
