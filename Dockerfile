@@ -96,6 +96,7 @@ ENV PATH="/opt/micronet/bin:/opt/venv/bin:${PATH}" \
     HOME=/tmp \
     MPLCONFIGDIR=/tmp/matplotlib \
     USER=micronet \
+    MICRONET_CACHE=/data \
     NVIDIA_DISABLE_REQUIRE=true \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
@@ -103,7 +104,7 @@ ENV PATH="/opt/micronet/bin:/opt/venv/bin:${PATH}" \
     TORCH_DISABLE_NATIVE_JIT=1 \
     MICRONET_REVISION="${REVISION}" \
     MICRONET_IMAGE="${IMAGE}"
-# The defaults runs/<fingerprint> and data are then in the folders for them. /runs is no VOLUME: an anonymous one
+# The default runs/<fingerprint> is then in the folder for it. /runs is no VOLUME: an anonymous one
 # would go with the container as the container's own files do, and hide that nothing is mounted there.
 WORKDIR /
 VOLUME /data

@@ -9,20 +9,22 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$root/.venv
 
+# fail MESSAGE [CODE]: the codes are the README's.
 fail() {
   printf 'setup.sh: %s\n' "$1" >&2
-  exit 78
+  exit "${2:-78}"
 }
 
 find_python() {
-  local candidate
-  for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
+  local candidate candidates=(python3 python3.13 python3.12 python3.11)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
       command -v "$candidate"
       return
     fi
   done
-  fail 'no Python 3.11, 3.12 or 3.13 was found. Install one, or name it: PYTHON=/path/to/python3.12 ./setup.sh'
+  fail "${PYTHON:-no command} is no Python 3.11, 3.12 or 3.13. Install one and name it: PYTHON=/path/to/python3.12 ./setup.sh"
 }
 
 # Debian and Ubuntu ship python3 without the part that makes virtual environments.
@@ -84,7 +86,6 @@ run_tests() {
       python -m pytest -m container -rsP --durations=5 tests/container
       return
       ;;
-    *) fail "test takes --soak, --container or nothing, not $1" ;;
   esac
   ensure g++=g++ chromium=chromium
   ruff check .
@@ -97,14 +98,19 @@ run_tests() {
   OMP_NUM_THREADS=1 python -m pytest -m "$selected" -n 2 --dist loadfile
 }
 
+[ -z "${PYTHON:-}" ] || command -v "$PYTHON" >/dev/null || fail "there is no PYTHON=$PYTHON"
 case "${1:-}" in
   test)
+    case "${*:2}" in
+      '' | --soak | --container) ;;
+      *) fail "test takes --soak, --container or nothing, not ${*:2}" 2 ;;
+    esac
     install requirements-dev.lock
     run_tests "${@:2}"
     ;;
   '')
     install requirements.lock
-    exec "$venv/bin/micronet" data --cache "$root/data"
+    exec "$venv/bin/micronet" data
     ;;
   *)
     install requirements.lock

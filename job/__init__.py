@@ -1,1 +1,6 @@
 """Train, evaluate and score a small CIFAR-100 network as one batch job."""
+
+import time
+
+STARTED = time.monotonic()
+"""When the program began. The process may be older: setup.sh installs before it becomes this program."""

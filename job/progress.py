@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REFRESHES_PER_SECOND = 4
 TREND = 24  # epochs in a spark line
+STEADY_STEPS = 5  # after the first, which may take a hundred times as long, before a speed is shown
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -61,12 +62,11 @@ class Progress:
     def __init__(self, plan: Plan, checkpoint_age: Callable[[], float | None]) -> None:
         self.plan, self.checkpoint_age = plan, checkpoint_age
         self.done = self.began_with = 0  # steps
-        self.started = time.monotonic()
+        self.first_step: float | None = None  # when it was done here
         self.records: list[dict[str, float]] = []
         self.live: Live | None = None
 
     def __enter__(self) -> Progress:
-        self.started = time.monotonic()
         if events.on_terminal():
             from rich.console import Console
             from rich.live import Live
@@ -95,6 +95,8 @@ class Progress:
     def advance(self) -> None:
         """Count a step."""
         self.done += 1
+        if self.first_step is None:
+            self.first_step = time.monotonic()
 
     def epoch(self, record: dict[str, float]) -> None:
         """Report the record of an epoch, as in `history.jsonl`."""
@@ -139,8 +141,9 @@ class Progress:
             figures.append(f"accuracy {percent(accuracies[-1])} {spark_line(accuracies)}")
             figures.append(f"best {percent(max(accuracies))}")
         figures.append(f"lr {self.plan.schedule(epoch, step)[0]:.2e}")
-        elapsed, here = time.monotonic() - self.started, self.done - self.began_with
-        if here:
+        here = self.done - self.began_with - 1
+        if self.first_step is not None and here >= STEADY_STEPS:
+            elapsed = time.monotonic() - self.first_step
             mean = here * self.plan.batch_size / elapsed
             figures.append(f"{self.records[-1]['images_per_second'] if self.records else mean:,.0f} images/s")
             figures.append(f"{duration(elapsed / here * (self.plan.steps - self.done))} left")

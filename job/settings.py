@@ -130,6 +130,9 @@ class Recipe:
 DEMO = Recipe(width=1, cycles=(Cycle(6, 2e-2),), batch_size=64)
 """The recipe of `--demo`: minutes on two processor cores (figures in the README)."""
 
+DEMO_CHECKPOINT_SECONDS = 5.0
+"""Between the checkpoints of a demo, so that one which is killed on trial has something to resume from."""
+
 RETRY_SECONDS = 120.0
 """How long a call of a store is repeated, unless told otherwise."""
 

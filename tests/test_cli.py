@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from job.store import open_store
 from tests.archives import contents, write_archive, write_tar
+from tests.view.runs import write_run
 
 TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--cycles", "1@1e-3", "--batch-size", "16"]
 
@@ -57,8 +60,101 @@ def test_train_and_evaluate(archive: Path, tmp_path: Path) -> None:
     assert f"{report['accuracy']['correct']} of 20" in done.stdout
     assert f"{report['score']['leaderboard']['score']:.5f}" in done.stdout
 
-    done = micronet("evaluate", tmp_path / "run", "--json", "--device", "cpu", *where)
+    archive.unlink()
+    for weights in ("run", "run/weights.safetensors"):  # on the run's own data, which the cache has
+        done = micronet(
+            "evaluate", tmp_path / weights, "--json", "--device", "cpu", "--cache", tmp_path / "cache"
+        )
+        assert json.loads(done.stdout)["accuracy"] == report["accuracy"]["final"]
+    done = micronet("evaluate", tmp_path / "run", "--device", "cpu", "--cache", tmp_path / "empty")
+    assert_one_clear_line(done, 65, str(archive))
+
+
+def test_a_run_is_evaluated_on_the_demo_it_was_trained_on(tmp_path: Path) -> None:
+    where = ["--run", tmp_path / "run", "--cache", tmp_path / "cache"]
+    done = micronet("train", "--demo", *TINY[:-2], "--batch-size", "2000", *where)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    done = micronet("evaluate", tmp_path / "run", "--json", "--device", "cpu", "--cache", tmp_path / "new")
     assert json.loads(done.stdout)["accuracy"] == report["accuracy"]["final"]
+
+
+@pytest.mark.parametrize("address", ["s3:/bucket/run", "gs:/bucket/run"])
+def test_an_address_that_lost_a_slash_is_no_folder(tmp_path: Path, address: str) -> None:
+    run = ["train", "--device", "cpu", "--cache", str(tmp_path), "--run", address]
+    for command in (run, ["status", address]):
+        assert_one_clear_line(micronet(*command), 2, address, "s3://")
+
+
+def test_the_log_format_may_stand_behind_the_command(tmp_path: Path) -> None:
+    done = micronet("status", tmp_path, "--log-format", "json")
+    assert done.returncode == 65
+    assert json.loads(done.stderr)["event"] == "stopped"
+
+
+def test_the_cache_is_the_same_wherever_a_command_is_called_from(tmp_path: Path) -> None:
+    folders = set()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "job.cli", "data", "--demo"],
+            cwd=tmp_path / name,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        folders.add(done.stdout)
+        assert not list((tmp_path / name).iterdir())
+    (folder,) = folders
+    assert folder.startswith(str(tmp_path / "home" / "micronet"))
+
+
+def test_the_status_of_a_run_whose_store_does_not_answer_ends_by_itself(tmp_path: Path) -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # not listening: refused
+        endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "job.cli", "status", "s3://bucket/run"],
+            env={**os.environ, **keys, "AWS_ENDPOINT_URL_S3": endpoint},
+            capture_output=True,
+            text=True,
+            timeout=60,  # the retries of a training take 120 s
+            check=False,
+        )
+    assert_one_clear_line(done, 74, endpoint)
+
+
+def test_a_page_goes_into_its_run_or_into_the_folder_of_several(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(open_store(str(tmp_path / "runs" / name)), epochs=3, seed=ord(name))
+    here = tmp_path / "here"
+    here.mkdir()
+
+    def report(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "job.cli", "report", *map(str, words)]
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+
+    runs = tmp_path / "runs"
+    for words, page in [
+        ([runs / "a"], runs / "a" / "report.html"),
+        ([runs], runs / "report.html"),
+        ([runs / "a", runs / "b"], runs / "report.html"),
+        ([tmp_path], tmp_path / "report.html"),
+        ([runs, "--output", "told.html"], here / "told.html"),
+    ]:
+        page.unlink(missing_ok=True)
+        done = report(*words)
+        assert done.returncode == 0, done.stderr
+        assert Path(here, done.stdout.strip()) == page
+        text = page.read_text()
+        assert ("seed 98" in text) == (len(words) != 1 or words[0] != runs / "a"), words
+        page.unlink()
+        assert not list(here.iterdir())
+    done = report(runs / "a", tmp_path / "else" / "b")
+    assert done.returncode in (2, 65)
+    assert_one_clear_line(report(here), 65, str(here), "no run")
 
 
 def test_options_come_from_the_environment_too(archive: Path, tmp_path: Path) -> None:

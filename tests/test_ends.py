@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -391,3 +392,51 @@ def test_a_finished_run_names_the_code_that_made_it_and_the_code_that_is_here(
     assert done.returncode == 0, done.stderr
     assert "made_by" in done.stderr
     assert "code_changed" in done.stderr
+
+
+def test_an_attempt_that_left_no_checkpoint_is_named_when_the_next_begins(
+    micronet: Any, archive: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words = [*arguments(archive, tmp_path), *LONG]
+    with started([*words, "--checkpoint-every", "1h"], Preemption(10)) as child:
+        assert child.until(named("first_step"))
+        child.signal(signal.SIGKILL)
+        child.end()
+    assert micronet("train", *words) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "no_checkpoint_left" in line]
+    assert "by_attempt=1" in line
+    assert "reason=vanished" in line
+
+
+def test_an_attempt_that_left_a_checkpoint_is_not_named_so(
+    micronet: Any, archive: Path, killed: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert micronet("train", *arguments(archive, shutil.copytree(killed, tmp_path / "run")), *LONG) == 0
+    assert "no_checkpoint_left" not in capsys.readouterr().err
+
+
+def test_the_first_step_is_counted_from_the_start_of_the_program_not_of_what_came_before(
+    archive: Path, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "job.cli", "--log-format", "json", "train", *arguments(archive, tmp_path)]
+    began = time.monotonic()
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'sleep 20; exec "$@"', "sh", *words, *SHORT],  # as setup.sh does
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    took = time.monotonic() - began
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    (first,) = [event for event in events if event["event"] == "first_step"]
+    assert first["after_seconds"] <= took - 20
+
+
+def test_a_demo_is_saved_every_few_seconds(monkeypatch: pytest.MonkeyPatch, micronet: Any) -> None:
+    placements = []
+    monkeypatch.setattr(
+        "job.train.job.train", lambda recipe, placement, preemption: placements.append(placement) or 1 / 0
+    )
+    for words in (["--demo"], ["--demo", "--checkpoint-every", "60s"], []):
+        micronet("train", "--device", "cpu", *words)
+    assert [placement.checkpoint_every for placement in placements] == [5.0, 60.0, 60.0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from job.progress import Plan, spark_line
+from job.progress import STEADY_STEPS, Plan, Progress, spark_line
 from tests.archives import write_archive
 from tests.terminals import Terminal
 
@@ -102,6 +102,19 @@ def test_the_log_of_a_demo_holds_no_control_characters(tmp_path: Path) -> None:
     assert "epoch=1" in text
     assert not CONTROL.search(text)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_the_time_left_does_not_hang_on_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = Progress(Plan([2, 3], 40, 256, lambda epoch, step: (0.1, 0.9)), lambda: None)
+    monkeypatch.setattr("job.progress.time.monotonic", lambda: now)
+    now = 60.0  # the first step takes a minute
+    shown = []
+    for _ in range(20):
+        progress.advance()
+        shown.append([figure for figure in progress._figures(0, 0) if "left" in figure])
+        now += 0.1
+    assert shown[:STEADY_STEPS] == [[]] * STEADY_STEPS
+    assert shown[-1] == ["18 s left"]  # 180 steps of 0.1 s
 
 
 def test_the_place_in_the_cycles() -> None:

@@ -9,11 +9,13 @@ from job.commands import bench, data, doctor, evaluate, report, score, selftest,
 from job.commands.options import option
 from job.machine.preemption import Preemption
 
+LOG_FORMAT = click.Choice(["human", "json"])
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @option(
     "--log-format",
-    type=click.Choice(["human", "json"]),
+    type=LOG_FORMAT,
     default="human",
     help="Events on stderr as text or as a JSON object a line.",
 )
@@ -21,6 +23,11 @@ from job.machine.preemption import Preemption
 def cli(log_format: str) -> None:
     """Train, evaluate and score a small CIFAR-100 network as one batch job."""
     events.configure(log_format)
+
+
+def _configure_behind(context: click.Context, option: click.Parameter, log_format: str | None) -> None:
+    if log_format is not None:
+        events.configure(log_format)
 
 
 COMMANDS = (
@@ -36,6 +43,15 @@ COMMANDS = (
     bench.bench,
 )
 for command in COMMANDS:
+    command.params.append(
+        click.Option(
+            ["--log-format"],
+            type=LOG_FORMAT,
+            expose_value=False,
+            callback=_configure_behind,
+            help="As before the command.",
+        )
+    )
     cli.add_command(command)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import click
 
 from job import settings
-from job.commands.options import SECONDS, device_option, json_option, option
+from job.commands.options import SECONDS, cache_option_for, device_option, json_option, option
 from job.machine.preemption import Preemption
 
 PARTS = ("loop", "augmentation", "operators", "memory", "floor", "determinism", "checkpoints")
@@ -28,7 +28,7 @@ Examples:
 @option("--batch-size", type=click.IntRange(min=1), help="Images a step. Default: 64, on a GPU 256.")
 @option("--precision", type=click.Choice(settings.PRECISIONS), default="auto", help="Arithmetic of the step.")
 @option("--compile/--no-compile", default=False, help="Compile the job's step and the bare one.")
-@option("--cache", default="data", metavar="DIR", help="Folder for what --compile makes.")
+@cache_option_for("what --compile makes")
 @option("--rounds", type=click.IntRange(min=1), default=6, help="Measurements of each subject, in turn.")
 @option("--seconds", type=SECONDS, default=5.0, metavar="TIME", help="About how long each of them takes.")
 @option("--price", type=click.FloatRange(min=0), help="Of an hour of this machine.")

@@ -12,7 +12,7 @@ PREVIEW_SCALE = 3  # pixels of the picture a pixel of the data set takes
 
 EXAMPLES = """\b
 Examples:
-  micronet data --cache data
+  micronet data --cache /scratch/data
   micronet data --demo --preview sheet.png
 """
 

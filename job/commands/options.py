@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -132,7 +134,20 @@ data_option = option(
     help="Archive in CIFAR-100's format: a path, https://, file:// or s3:// address, optionally with "
     "#sha256=HEX. Give several to have them tried in turn. Default: CIFAR-100 from its home.",
 )
-cache_option = option("--cache", default="data", metavar="DIR", help="Folder for the unpacked data.")
+
+
+def default_cache() -> str:
+    """Return the user's own cache folder for this program, the same wherever a command is called from."""
+    home = Path(os.environ.get("HOME") or ".")
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "micronet")
+
+
+def cache_option_for(what: str) -> Callable[[Command], Command]:
+    """Return --cache, with what a command keeps there as its help."""
+    return option("--cache", default=default_cache, metavar="DIR", help=f"Folder for {what}.")
+
+
+cache_option = cache_option_for("the unpacked data")
 store_cache_option = option(
     "--store-cache",
     metavar="URI",
@@ -156,9 +171,14 @@ def chosen_recipe(context: click.Context, base: settings.Recipe, values: dict[st
     given: dict[str, Any] = {
         name: settings.parse_cycles(value) if name == "cycles" else value
         for name, value in values.items()
-        if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT
+        if not is_default(context, name)
     }
     return replace(base, **given)
+
+
+def is_default(context: click.Context, name: str) -> bool:
+    """Return whether an option was given neither on the command line nor in the environment."""
+    return context.get_parameter_source(name) == click.core.ParameterSource.DEFAULT
 
 
 def sources(data: tuple[str, ...], demo: bool) -> tuple[str, ...]:

@@ -13,34 +13,62 @@ EXAMPLES = """\b
 Examples:
   micronet report runs/first --open
   micronet report s3://bucket/seed-0 s3://bucket/seed-1 --output seeds.html
-  micronet report runs/first --tensorboard logs --csv history.csv
+  micronet report runs --tensorboard logs --csv history.csv
 """
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("uris", metavar="URI...", nargs=-1, required=True)
-@option("--output", default="report.html", metavar="FILE", help="Where the page goes.")
+@option(
+    "--output",
+    metavar="FILE",
+    help="Where the page goes. Default: report.html in the run, or in the folder of several.",
+)
 @option("--open", "show", is_flag=True, help="Open it in a browser.")
 @option("--csv", metavar="FILE", help="Also write every run's epochs there, as comma-separated values.")
 @option(
     "--tensorboard", metavar="DIR", help="Also write TensorBoard's event files there, a folder for each run."
 )
-def report(uris: tuple[str, ...], output: str, show: bool, csv: str | None, tensorboard: str | None) -> None:
-    """Draw the page of a run, finished or not, or of several side by side.
+def report(
+    uris: tuple[str, ...], output: str | None, show: bool, csv: str | None, tensorboard: str | None
+) -> None:
+    """Draw the page of a run, finished or not, or of several; a folder stands for the runs below it.
 
     The page is one HTML file that loads nothing. Runs that differ in nothing but the seed get a mean and its
     95 % interval.
     """
-    from job.store import open_store
+    from job.run import layout
+    from job.store import local_path, open_store
     from job.view import exports, page
-    from job.view.evidence import read
+    from job.view.evidence import read, runs_at
 
-    runs = [read(open_store(uri)) for uri in uris]
-    files.write(Path(output), page.encode(runs))
+    stores = [open_store(run) for uri in uris for run in runs_at(open_store(uri))]
+    home = _home(uris, [store.uri for store in stores]) if output is None else None
+    if show and home is not None and local_path(home) is None:
+        raise click.UsageError("--open shows a file of this machine: say where it goes with --output")
+    runs = [read(store) for store in stores]
+    if home is None:
+        files.write(Path(str(output)), page.encode(runs))
+    else:
+        output = f"{home}/{layout.PAGE}"
+        open_store(home).put(layout.PAGE, page.encode(runs))
+        click.echo(output)
     if csv:
         files.write(Path(csv), exports.csv(runs))
     if tensorboard:
         for name, events in exports.tensorboard(runs).items():
             files.write(Path(tensorboard) / name, events)
     if show:
-        click.launch(Path(output).absolute().as_uri())
+        click.launch(Path(str(output)).absolute().as_uri())
+
+
+def _home(uris: tuple[str, ...], runs: list[str]) -> str:
+    """Return where the page goes by itself: into the run, the folder that was named, or that of all runs."""
+    from job.store import open_store
+
+    if len(uris) == 1:
+        return open_store(uris[0]).uri
+    folders = {run.rpartition("/")[0] for run in runs}
+    if len(folders) > 1 or folders <= {"", "s3:/"}:
+        raise click.UsageError("The runs are in several folders: say where their page goes with --output")
+    return folders.pop()

@@ -34,7 +34,7 @@ def status(uri: str, watch: bool, as_json: bool) -> None:
     if watch:
         _watch(open_store(uri, RETRY_SECONDS), as_json)
     else:
-        seen = view.read(open_store(uri))
+        seen = view.read(open_store(uri, RETRY_SECONDS))
         click.echo(json.dumps(seen.to_json()) if as_json else view.lines(seen))
 
 

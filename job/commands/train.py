@@ -19,6 +19,7 @@ from job.commands.options import (
     data_option,
     demo_option,
     device_option,
+    is_default,
     option,
     recipe_options,
     sources,
@@ -47,7 +48,7 @@ Examples:
     type=SECONDS,
     default=settings.Placement.checkpoint_every,
     metavar="TIME",
-    help="Time between checkpoints, such as 60s or 5m.",
+    help="Time between checkpoints, such as 60s or 5m; 5 s with --demo.",
 )
 @option(
     "--storage-budget",
@@ -97,6 +98,8 @@ def train(
     recipe = chosen_recipe(context, settings.DEMO if demo else settings.Recipe(), values)
     seed, run = array.member(os.environ, recipe.seed, run)
     recipe = replace(recipe, seed=seed)
+    if demo and is_default(context, "checkpoint_every"):
+        checkpoint_every = settings.DEMO_CHECKPOINT_SECONDS
     placement = settings.Placement(
         run,
         sources(data, demo),

@@ -134,6 +134,12 @@ def unpack(archive: Archive, cache: Path) -> Path:
     return target
 
 
+def unpacked(sha256: str, cache: Path) -> Path | None:
+    """Return the folder in `cache` with the intact files of that archive, None where there is none."""
+    folder = cache / sha256
+    return folder if _intact(folder) else None
+
+
 def _fetch(source: Source, cache: Path, store_cache: str | None) -> Archive:
     path = local_path(source.uri)
     if path is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.data import demo
-from job.data.archive import CIFAR100, Archive, fetch, parse_source, unpack
+from job.data.archive import CIFAR100, Archive, fetch, parse_source, unpack, unpacked
 from job.data.cifar import Channels, Dataset, load, statistics
 from job.settings import DEMO_DATA
 from job.store.files import explain
@@ -34,9 +34,20 @@ def prepare(sources: Sequence[str], cache: Path, store_cache: str | None = None)
         archive = _generate(cache)
     else:
         archive = fetch([parse_source(text) for text in sources] or CIFAR100, cache, store_cache)
-    folder = unpack(archive, cache)
-    dataset = load(folder, archive.sha256)
-    return PreparedData(dataset, archive.uri, folder, *statistics(dataset))
+    return _load(unpack(archive, cache), archive.sha256, archive.uri)
+
+
+def recall(sha256: str, source: str, cache: Path, store_cache: str | None = None) -> PreparedData:
+    """Return the data set of that archive, from `cache` or as `prepare` does from the source it once had."""
+    folder = unpacked(sha256, cache)
+    if folder is not None:
+        return _load(folder, sha256, source)
+    return prepare((source if source == DEMO_DATA else f"{source}#sha256={sha256}",), cache, store_cache)
+
+
+def _load(folder: Path, sha256: str, source: str) -> PreparedData:
+    dataset = load(folder, sha256)
+    return PreparedData(dataset, source, folder, *statistics(dataset))
 
 
 def _generate(cache: Path) -> Archive:

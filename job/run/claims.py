@@ -92,6 +92,12 @@ def find(store: Store, generation: int) -> Claim | None:
     return claim if claim.key == key else None
 
 
+def is_taken(store: Store, generation: int, owner: str) -> bool:
+    """Return whether an attempt of that owner took that generation of this run."""
+    claim = find(store, generation)
+    return claim is not None and claim.owner == owner
+
+
 def last(store: Store) -> Claim | None:
     """Return the newest claim, None where there is none or it cannot be read. Reads no other."""
     taken = generations(store)

@@ -60,9 +60,20 @@ def heartbeat(generation: int) -> str:
     return f"{HEARTBEATS}/{generation}.json"
 
 
-def unsaved(fingerprint: str) -> str:
-    """Return the name, in the cache, of a state that no store took."""
+def unsaved(fingerprint: str, generation: int | str, owner: str) -> str:
+    """Return the name, in the cache, of a state that no store took, by its recipe and its attempt."""
+    return f"unsaved-{fingerprint}-{generation}-{owner}.pt"
+
+
+def unsaved_before(fingerprint: str) -> str:
+    """Return the name that an older version gave it, by the recipe alone."""
     return f"unsaved-{fingerprint}.pt"
+
+
+def keeper_of(name: str) -> tuple[int, str] | None:
+    """Return (generation, owner) of a kept state's name, None for any other name."""
+    match = re.fullmatch(rf"unsaved-[0-9a-f]+-({COUNT})-({OWNER})\.pt", name)
+    return (int(match[1]), match[2]) if match else None
 
 
 def generation_of(key: str) -> int | None:

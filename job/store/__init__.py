@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,8 @@ def local_path(uri: str) -> Path | None:
     if not uri:
         raise UsageError("the path is empty", "Give a path or a URI")
     if "://" not in uri:
+        if re.match("(s3|gs|https?):/", uri):
+            raise UsageError(f"{uri!r} lacks a slash, as pathlib writes it", "Write two: s3://bucket/prefix")
         return Path(uri)
     parts = urllib.parse.urlsplit(uri)
     if parts.scheme != "file":

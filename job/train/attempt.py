@@ -31,15 +31,14 @@ from job.machine.preemption import Preemption
 from job.run import claims, layout, records
 from job.run.checkpoints import Checkpoints
 from job.run.heartbeat import Heartbeat
-from job.run.lineage import FINISHED, Turn, drift, unsaved_seconds
+from job.run.lineage import FINISHED, VANISHED, Turn, drift, unsaved_seconds
 from job.run.outputs import Copy, History, Run
-from job.run.records import Beat, Worker
+from job.run.records import Beat, Claim, Worker
 from job.run.restore import Checkpoint
 from job.run.saver import Saver
 from job.run.state import TrainingState, largest
 from job.run.unsaved import Unsaved
 from job.settings import Placement
-from job.store import Store
 from job.store.retry import patiently
 from job.train.trainer import Trainer
 from job.view import evidence
@@ -70,7 +69,13 @@ class Attempt:
         self.preemption, self.poller = preemption, poller
         self.history_copy, self.recipe_copy = history_copy, recipe_copy
         self.budget_seconds = placement.storage_budget
-        self.unsaved = Unsaved(Path(placement.cache), run.recipe.fingerprint)
+        self.unsaved = Unsaved(
+            Path(placement.cache),
+            run.recipe.fingerprint,
+            checkpoints.generation,
+            checkpoints.owner,
+            lambda generation, owner: claims.is_taken(run.store, generation, owner),
+        )
         self.saved = 0  # checkpoints, by all attempts
         self.state: TrainingState | None = None
         self.outputs: dict[str, bytes] | None = None
@@ -101,11 +106,14 @@ class Attempt:
         poller.start()
         try:
             _refuse_doomed_machine(poller)
-            _report_drift(run.store, worker, placement.exact)
+            before = claims.last(run.store)
+            _report_drift(before, worker, placement.exact)
             copies = Copy(run.store, layout.HISTORY), run.recipe_copy()
             checkpoints, found = Checkpoints.claim(run.store, run.identity, worker, run.check)
             attempt = cls(run, checkpoints, placement, preemption, poller, *copies)
             try:
+                if before:
+                    _report_nothing_left(before, found)
                 attempt.resume(found, largest(network.state_dict()))
                 yield attempt
             except BaseException as error:
@@ -319,9 +327,9 @@ class Attempt:
                     f"{found.manifest.key} is of epoch {state.epoch + 1} and has the history of "
                     f"{len(state.history)} epochs"
                 )
-        kept = self.unsaved.find(most)
+        file, kept = self.unsaved.find(most) or ("", None)
         if kept and (state is None or (kept.epoch, kept.step) > (state.epoch, state.step)):
-            events.emit("unsaved_state", file=self.unsaved.path)
+            events.emit("unsaved_state", file=file)
             return kept
         return state
 
@@ -370,12 +378,19 @@ def _refuse_doomed_machine(poller: NoticePoller) -> None:
         )
 
 
-def _report_drift(store: Store, worker: Worker, exact: bool) -> None:
+def _report_nothing_left(before: Claim, found: Checkpoint | None) -> None:
+    """Log the attempt before where it ended, or was killed, before its first checkpoint."""
+    position = found.manifest.position if found else 0
+    if position == (before.resumed or 0):
+        reason = before.end.reason if before.end else VANISHED
+        events.warn("no_checkpoint_left", by_attempt=before.generation, reason=reason)
+
+
+def _report_drift(last: Claim | None, worker: Worker, exact: bool) -> None:
     """Log what differs from the attempt before; where it must be `exact`, raise.
 
     MachineError for other hardware, which another machine may mend, else ConfigurationError.
     """
-    last = claims.last(store)
     changes = drift([(last.generation, last.attempt), (last.generation + 1, worker)]) if last else []
     if changes and exact:
         listed = ", ".join(f"{change.field} {change.before!r} -> {change.now!r}" for change in changes)

@@ -14,9 +14,8 @@ from torch import nn
 from job import events
 from job.data.dataset import prepare
 from job.data.store_cache import place
-from job.machine import compiler
+from job.machine import compiler, faults
 from job.machine import device as devices
-from job.machine import faults
 from job.machine.environment import environment, name_code
 from job.machine.preemption import Preemption
 from job.machine.watchdog import Watchdog
@@ -62,7 +61,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     if published := run.report():
         finished = evidence.parse_report(published, run.uri(layout.REPORT))
         report_finished(run.uri(layout.REPORT), finished["environment"])
-        draw_page(store, redraw=False)
+        draw_page(store)  # it may be missing, or be that of the run before it was finished
         return finished
 
     info = NetworkInfo(
@@ -156,14 +155,10 @@ def report_finished(uri: str, made_by: dict[str, Any]) -> None:
         events.warn("code_changed", fix="Train it with this code in its own --run, if that matters")
 
 
-def draw_page(store: Store, redraw: bool = True) -> None:
-    """Put the page of a finished run next to its report; a failure is logged, since the result is durable.
-
-    Without `redraw` a page that is there stays as it is.
-    """
+def draw_page(store: Store) -> None:
+    """Put the page of a finished run next to its report; a failure is logged, since the result is durable."""
     try:
-        if redraw or not page.is_published(store):
-            events.emit("page", uri=page.publish(store))
+        events.emit("page", uri=page.publish(store))
     except Exception as error:
         events.warn("page_failed", reason=str(error), fix=f"Draw it with: micronet report {store.uri}")
 

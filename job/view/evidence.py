@@ -85,6 +85,14 @@ def read(store: Store) -> Evidence:
     )
 
 
+def runs_at(store: Store) -> list[str]:
+    """Return the address of the run in `store` or, where it holds none itself, of each run below it."""
+    found = [entry.key.rpartition("/") for entry in store.list()]
+    runs = sorted({folder for folder, _, name in found if name in (layout.RECIPE, layout.REPORT)})
+    itself = any(folder.split("/")[0] in ("", layout.CLAIMS) for folder, _, _ in found)
+    return [store.uri] if itself or not runs else [f"{store.uri}/{run}" for run in runs]
+
+
 def parse_report(data: bytes, name: str) -> dict[str, Any]:
     """Return the report in `data`; DataError naming `name` where it is none."""
     report = records.json_object(data, name, MAX_BYTES)

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from job import words
 from job.data.cifar import CIFAR100_SHA256
 from job.run import layout
-from job.store.base import AbsentError, Store
+from job.store.base import Store
 from job.view import curves, leaderboard
 from job.view.answers import ClassResult, Heat, heat
 from job.view.attempts import downtimes
@@ -83,15 +83,6 @@ class RunView:
             samples=_data_uri(run.samples) if alone and run.samples else None,
             on_cifar100=run.report is not None and run.report["data"]["sha256"] == CIFAR100_SHA256,
         )
-
-
-def is_published(store: Store) -> bool:
-    """Return whether the run in `store` has its page."""
-    try:
-        store.get_range(layout.PAGE, 0, 1)
-    except AbsentError:
-        return False
-    return True
 
 
 def publish(store: Store) -> str:

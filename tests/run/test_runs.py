@@ -290,6 +290,11 @@ def test_past_the_storage_budget_the_state_is_kept_here(
     assert "the state is kept in" in child.last_words()
     proxy.default = ("pass", 0)
     durable = position(s3_uri)
+    (kept,) = tmp_path.glob("cache/unsaved-*")
+    others = bench.finish(tmp_path / "other", cache=cache)  # of the same recipe
+    assert not {"unsaved_state", "resume"} & {event["event"] for event in others}
+    assert outcome(tmp_path / "other") == reference
+    assert kept.exists()
     events = bench.finish(s3_uri, cache=cache)
     assert the("unsaved_state", events)
     went_on = the("resume", events)
