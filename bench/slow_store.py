@@ -83,9 +83,9 @@ def measure(runs: dict[str, Full], rounds: int) -> dict[str, list[list[float]]]:
     measured: dict[str, list[list[float]]] = {name: [] for name in names}
     for number in range(rounds):
         for name in order(names, number):
-            runs[name].step_seconds.clear()
+            before = len(runs[name].step_seconds)
             runs[name]()
-            measured[name].append(list(runs[name].step_seconds))
+            measured[name].append(runs[name].step_seconds[before:])
     return measured
 
 

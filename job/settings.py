@@ -153,6 +153,7 @@ class Placement:
     accept_drift: bool = False  # go on with another recipe than the run's, and record it
     store_cache: str | None = None  # of the archive; None: beside a run in a bucket; "none": none
     step_timeout: float = 600.0  # seconds without a step until the device counts as hung; 0: never
+    graph: bool = False  # forward and backward as one CUDA graph
     device: str = "auto"  # auto or cuda (the first GPU), cuda:N, cpu, or any (a GPU where there is one)
 
     @property

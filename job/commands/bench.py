@@ -8,10 +8,10 @@ from dataclasses import replace
 import click
 
 from job import settings
-from job.commands.options import SECONDS, cache_option_for, device_option, json_option, option
+from job.commands.options import SECONDS, cache_option_for, device_option, graph_option, json_option, option
 from job.machine.preemption import Preemption
 
-PARTS = ("loop", "augmentation", "operators", "memory", "floor", "determinism", "checkpoints")
+PARTS = ("loop", "augmentation", "host", "determinism", "checkpoints")
 ON_CPU, ON_GPU = 64, 256  # images a batch
 
 EXAMPLES = """\b
@@ -28,6 +28,7 @@ Examples:
 @option("--batch-size", type=click.IntRange(min=1), help="Images a step. Default: 64, on a GPU 256.")
 @option("--precision", type=click.Choice(settings.PRECISIONS), default="auto", help="Arithmetic of the step.")
 @option("--compile/--no-compile", default=False, help="Compile the job's step and the bare one.")
+@graph_option
 @cache_option_for("what --compile makes")
 @option("--rounds", type=click.IntRange(min=1), default=6, help="Measurements of each subject, in turn.")
 @option("--seconds", type=SECONDS, default=5.0, metavar="TIME", help="About how long each of them takes.")
@@ -44,6 +45,7 @@ def bench(
     batch_size: int | None,
     precision: str,
     compile: bool,  # noqa: A002 - the option's name
+    graph: bool,
     cache: str,
     rounds: int,
     seconds: float,
@@ -59,10 +61,9 @@ def bench(
         from job.checks.bench import show
         from job.machine import compiler
         from job.machine import device as devices
+        from job.train import graph as graphs
 
     chosen = devices.choose("any" if device == "auto" else device)
-    if compile:
-        compiler.prepare(Path(cache), chosen)
     recipe = replace(
         settings.Recipe(),
         depth=depth,
@@ -71,5 +72,9 @@ def bench(
         precision=precision,
         compile=compile,
     )
-    results = measure.run(measure.Bench(recipe, chosen, rounds, seconds, price), parts or PARTS)
+    if graph:
+        graphs.check(recipe, chosen)
+    if compile:
+        compiler.prepare(Path(cache), chosen)
+    results = measure.run(measure.Bench(recipe, chosen, rounds, seconds, price, graph), parts or PARTS)
     click.echo(json.dumps(results, indent=2) if as_json else "\n".join(show.lines(results)))

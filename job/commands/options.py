@@ -163,6 +163,11 @@ device_option = option(
     metavar="auto|cuda|cuda:N|cpu",
     help="auto and cuda are the first GPU; cuda:1 is the second that CUDA_VISIBLE_DEVICES leaves.",
 )
+graph_option = option(
+    "--graph/--no-graph",
+    default=False,
+    help="Launch the step's forward and backward pass as one CUDA graph: same bits, less work for the host.",
+)
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -19,6 +19,7 @@ from job.commands.options import (
     data_option,
     demo_option,
     device_option,
+    graph_option,
     is_default,
     option,
     recipe_options,
@@ -60,6 +61,7 @@ Examples:
 @option(
     "--grace", type=SECONDS, default=30.0, metavar="TIME", help="Time from SIGTERM until the machine is gone."
 )
+@graph_option
 @option(
     "--step-timeout",
     type=SECONDS_OR_NEVER,
@@ -90,6 +92,7 @@ def train(
     storage_budget: float,
     grace: float,
     step_timeout: float,
+    graph: bool,
     exact: bool,
     accept_drift: bool,
     **values: Any,
@@ -110,6 +113,7 @@ def train(
         accept_drift,
         store_cache=store_cache,
         step_timeout=step_timeout,
+        graph=graph,
         device="any" if demo and device == "auto" else device,
     )
     preemption: Preemption = context.obj

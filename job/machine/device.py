@@ -188,6 +188,12 @@ def require_ieee(flags: Mapping[str, str | bool]) -> None:
         )
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until `device` has done all that it was given; a processor has already."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def _keep_freed_memory() -> None:
     """Have the C library keep what is freed for what comes next.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job.train.loader import Images, Normalisation
-from job.train.precision import Precision
+from job.train.step import Precision
 
 BATCH_SIZE = 500  # fixed, since the batch's shape can change the bits; 20 batches for 10,000 images
 

@@ -26,6 +26,7 @@ from job.run import layout
 from job.run.outputs import History, Run
 from job.settings import Placement, Recipe
 from job.store import Store, open_store
+from job.train import graph
 from job.train.attempt import Attempt
 from job.train.schedule import one_cycle
 from job.train.startup import Startup
@@ -44,6 +45,8 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     startup.lap("imports")
     device = devices.choose(placement.device)
     devices.configure(recipe.deterministic)
+    if placement.graph:
+        graph.check(recipe, device)
     if recipe.compile:
         compiler.prepare(Path(placement.cache), device)
     store = open_store(placement.run, placement.retry_seconds) if placement.run else None
@@ -69,7 +72,8 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     )
     network = initialise(info, recipe.seed).to(device).to(memory_format=torch.channels_last)
     with Attempt.claim(run, network, devices.machine(device), placement, preemption) as attempt:
-        return complete(attempt, task, network, info, startup, placement.step_timeout)
+        recorder = graph.CudaRecorder() if placement.graph else None
+        return complete(attempt, task, network, info, startup, placement.step_timeout, recorder)
 
 
 def complete(
@@ -79,6 +83,7 @@ def complete(
     info: NetworkInfo,
     startup: Startup,
     step_timeout: float,
+    recorder: graph.Recorder | None,
 ) -> dict[str, Any]:
     """Train from where the run is to its report; return that."""
     if attempt.outputs:
@@ -91,12 +96,12 @@ def complete(
     task.after_batch = watchdog.progress
 
     def after_step() -> None:
-        startup.first_step()
+        startup.first_step(device)
         watchdog.step()
         progress.advance()
         attempt.after_step()
 
-    trainer, history = Trainer(network, task.batches, recipe, after_step), History()
+    trainer, history = Trainer(network, task.batches, recipe, after_step, recorder), History()
     if attempt.state:
         trainer.restore(attempt.state)
         history = History(attempt.state.history)

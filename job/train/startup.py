@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from job import STARTED, events
+from job.machine.device import synchronise
 
 
 class Startup:
@@ -20,8 +23,9 @@ class Startup:
         self._seconds[part] = round(now - self._last, 2)
         self._last = now
 
-    def first_step(self) -> None:
-        """Log all parts, once; to be called after each step."""
+    def first_step(self, device: torch.device) -> None:
+        """Log all parts when the first step has ended on `device`, once; to be called after each step."""
         if "step" not in self._seconds:
+            synchronise(device)  # this once: a device's steps are only launched when the call returns
             self.lap("step")
             events.emit("first_step", after_seconds=round(self._last - STARTED, 2), **self._seconds)

@@ -1,4 +1,4 @@
-"""The recipe on fastai's Learner; between any two steps its state can be taken and given back."""
+"""The recipe on fastai's Learner; between any two steps its state can be read and restored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job import events
@@ -17,10 +17,10 @@ from job.errors import ConfigurationError
 from job.run.records import Epoch
 from job.run.state import TrainingState, copy_off, optimizer_state, restore_optimizer
 from job.settings import Recipe
-from job.train.callbacks import LossScale, LossSum, OneCycle, StepHook
+from job.train.graph import RecordedGradients, Recorder
 from job.train.loader import TrainingBatches
-from job.train.precision import Precision, loss_scaler
 from job.train.schedule import one_cycle
+from job.train.step import Gradients, Precision, loss_scaler
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fastai 2.8.12 uses the deprecated torch.jit.script
@@ -46,38 +46,62 @@ def adamw(parameters: Any, lr: float, weight_decay: float) -> OptimWrapper:
     )
 
 
+class StepLearner(Learner):
+    """fastai's Learner with `take_step` as the whole of a batch; the events around epochs stay fastai's.
+
+    fastai's own loop asks each callback about ten events a batch: 0.5 ms of a step on the host, as much as
+    a GPU takes for a small network's (figures: bench/RESULTS.md).
+    """
+
+    def __init__(self, take_step: Callable[[Tensor, Tensor], None], *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.take_step = take_step
+
+    def all_batches(self) -> None:
+        """Take a step on each batch of the epoch."""
+        for images, targets in self.dl:
+            self.take_step(images, targets)
+
+
 class Trainer:
     """Trains `network` in place, an epoch at a call; no step reads the device.
 
     `epoch` and `step`, both from 0, are those that training goes on with. `after_step` is called between
-    steps, when `state` may be taken; what it raises ends the epoch there.
+    steps, when `state` may be taken; what it raises ends the epoch there. With a `recorder` the first step's
+    forward, loss and backward are recorded, and replayed from then on.
     """
 
     def __init__(
-        self, network: nn.Module, batches: TrainingBatches, recipe: Recipe, after_step: Callable[[], None]
+        self,
+        network: nn.Module,
+        batches: TrainingBatches,
+        recipe: Recipe,
+        after_step: Callable[[], None],
+        recorder: Recorder | None = None,
     ) -> None:
         self.network, self.batches, self.recipe, self.after_step = network, batches, recipe, after_step
         self.epoch = self.step = 0
         self.seconds_before = 0.0  # of training in this epoch, up to `started`
         self.started: float | None = None
-        self.loss_sum = LossSum(batches.device)
+        self.loss_total = torch.zeros((), device=batches.device)  # of the epoch's steps so far
         self.scaler = loss_scaler(recipe.precision, batches.device)
         model = Precision(network, recipe.precision)
         if recipe.compile:
             model.compile()  # in place: the state dict's keys stay, and evaluation stays eager
-        callbacks = [OneCycle(recipe, batches), self.loss_sum, StepHook(self._after_step)]
-        if self.scaler.is_enabled():
-            callbacks.append(LossScale(self.scaler))
-        self.learner = Learner(
+        plain = Gradients(model, self.scaler)
+        self.gradients = RecordedGradients(plain, recorder) if recorder else plain
+        self.learner = StepLearner(
+            self._take_step,
             DataLoaders(batches, []),
             model,
             loss_func=F.cross_entropy,
             opt_func=partial(adamw, weight_decay=recipe.weight_decay),
             wd_bn_bias=True,
-            cbs=[TrainEvalCallback(), *callbacks],
+            cbs=[TrainEvalCallback()],
             default_cbs=False,
         )
         self.learner.create_opt()
+        self.optimizer: torch.optim.Optimizer = self.learner.opt.opt
 
     def train_epoch(self) -> dict[str, float]:
         """Train from `step` to the end of the epoch; return what the history says of the whole epoch.
@@ -88,7 +112,7 @@ class Trainer:
         self.batches.seek(self.epoch, self.step)
         self.started = time.perf_counter()
         self.learner.fit(1)
-        loss = self.loss_sum.total.item() / steps  # waits for the device, so that the clock is honest
+        loss = self.loss_total.item() / steps  # waits for the device, so that the clock is honest
         self.seconds_before, self.started = self._seconds(), None
         lr, momentum = one_cycle(self.recipe.cycles, steps, self.epoch, steps - 1)
         speed = steps * self.recipe.batch_size / self.seconds_before
@@ -102,7 +126,7 @@ class Trainer:
     def next_epoch(self) -> None:
         """Go on to the first step of the next epoch."""
         self.epoch, self.step, self.seconds_before = self.epoch + 1, 0, 0.0
-        self.loss_sum.total.zero_()
+        self.loss_total.zero_()
 
     def state(self, history: Sequence[Epoch]) -> TrainingState:
         """Copy the state off the device, with the records of the finished epochs."""
@@ -111,9 +135,9 @@ class Trainer:
             step=self.step,
             steps_per_epoch=len(self.batches),
             network=copy_off(self.network.state_dict()),
-            optimizer=optimizer_state(self.learner.opt.opt),
+            optimizer=optimizer_state(self.optimizer),
             scaler=self.scaler.state_dict(),
-            loss_total=self.loss_sum.total.to("cpu", copy=True),
+            loss_total=self.loss_total.to("cpu", copy=True),
             epoch_seconds=self._seconds(),
             history=list(history),
         )
@@ -131,10 +155,10 @@ class Trainer:
             )
         self._load(state)
         self.epoch, self.step, self.seconds_before = state.epoch, state.step, state.epoch_seconds
-        self.loss_sum.total.copy_(state.loss_total)
+        self.loss_total.copy_(state.loss_total)
         if state.steps_per_epoch != len(self.batches):
             self.step, self.seconds_before = 0, 0.0
-            self.loss_sum.total.zero_()
+            self.loss_total.zero_()
             events.warn("epoch_restarted", epoch=self.epoch + 1, steps_dropped=state.step)
 
     def _load(self, state: TrainingState) -> None:
@@ -145,13 +169,21 @@ class Trainer:
                 f"the run's network has other shapes than this recipe and data give: {error}",
                 "Start the new network in its own --run",
             ) from error
-        state.check_optimizer(self.learner.opt.opt)
-        restore_optimizer(self.learner.opt.opt, state.optimizer)
+        state.check_optimizer(self.optimizer)
+        restore_optimizer(self.optimizer, state.optimizer)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
 
-    def _after_step(self) -> None:
-        self.step = self.batches.step + 1
+    def _take_step(self, images: Tensor, targets: Tensor) -> None:
+        """Set the schedule's values, as fastai's scheduler could not after a resume in mid-epoch; step."""
+        epoch, step = self.batches.epoch, self.batches.step
+        lr, momentum = one_cycle(self.recipe.cycles, len(self.batches), epoch, step)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["betas"] = lr, (momentum, BETA2)
+        self.loss_total += self.gradients(images, targets)
+        self.scaler.step(self.optimizer)  # leaves an fp16 step that overflowed out, without a read
+        self.scaler.update()
+        self.step = step + 1
         self.after_step()
 
     def _seconds(self) -> float:

@@ -12,11 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from job.checks.bench.floor import Traffic
-from job.checks.bench.loops import excess, full
-from job.checks.bench.rounds import interleave, ratio, spread
+from bench.step import READ, Trace, loop
+from job.checks.bench import host
+from job.checks.bench.clock import Stopwatch
+from job.checks.bench.loops import batches, excess, full
+from job.checks.bench.rounds import difference, interleave, ratio, spread
 from job.checks.bench.show import lines
-from job.settings import Recipe
+from job.network.wide_resnet import wide_resnet
+from job.settings import Cycle, Recipe
+from job.train.trainer import Trainer
+
+CPU = torch.device("cpu")
+CLASSES = 100
 
 
 def test_three_subjects_have_all_their_orders_in_six_rounds() -> None:
@@ -41,15 +48,68 @@ def test_a_ratio_is_paired_by_round() -> None:
 
 def test_operations_and_bytes_of_a_linear_layer() -> None:
     layer, images = nn.Linear(5, 7, bias=False), torch.ones(3, 5)
-    with torch.no_grad(), Traffic() as traffic:
+    with torch.no_grad(), Trace() as trace:
         layer(images)
-    assert traffic.operators == [(2 * 3 * 5 * 7, 4 * (3 * 5 + 5 * 7 + 3 * 7))]
+    traffic = [(each.operations, each.bytes) for each in trace.steps[-1] if each.bytes]
+    assert traffic == [(2 * 3 * 5 * 7, 4 * (3 * 5 + 5 * 7 + 3 * 7))]
+
+
+class CudaEvent:
+    """A GPU's clock: an event has the time at which the device comes to it, and no host waits for it."""
+
+    now, synchronised = 0.0, False  # of the device, in milliseconds
+
+    def __init__(self, device: torch.device, enable_timing: bool) -> None:
+        assert enable_timing
+        assert device.type == "cuda"
+
+    def record(self) -> None:
+        CudaEvent.now += 30.0
+        self.time = CudaEvent.now
+
+    def elapsed_time(self, later: CudaEvent) -> float:
+        assert CudaEvent.synchronised
+        return later.time - self.time
+
+
+def test_laps_on_a_gpu_are_the_devices_and_are_read_when_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "Event", CudaEvent)
+    monkeypatch.setattr(
+        torch.accelerator, "synchronize", lambda device: setattr(CudaEvent, "synchronised", True)
+    )
+    watch = Stopwatch(torch.device("cuda"))
+    for _ in range(3):
+        watch.mark()
+    assert not CudaEvent.synchronised
+    assert watch.laps() == [0.03, 0.03]
+
+
+def test_a_difference_is_of_seconds_and_paired_by_round() -> None:
+    found = difference({"one": [2.0, 4.0, 1.0], "other": [4.0, 8.0, 2.0]}, "one", "other")
+    assert (found["median"], found["low"], found["high"]) == (0.25, 0.125, 0.5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_fastais_own_loop_trains_to_the_jobs_bits(precision: str) -> None:
+    """So that the two are compared doing the same, and the job's step is fastai's without the events."""
+    recipe = Recipe(depth=10, width=1, batch_size=8, precision=precision, cycles=(Cycle(2, 5e-3),))
+    networks = []
+    for own in (False, True):
+        torch.manual_seed(22)
+        network, loader = wide_resnet(10, 1, CLASSES), batches(recipe, CPU, 4)
+        if own:
+            Trainer(network, loader, recipe, lambda: None).train_epoch()
+        else:
+            host.event_learner(network, loader, recipe, lambda: None).fit(1)
+        networks.append(network.state_dict())
+    fastai, job = networks
+    assert all(torch.equal(tensor, job[name]) for name, tensor in fastai.items())
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, object]:
     """The result of the smallest bench, by the command line."""
-    parts = ("loop", "augmentation", "operators", "determinism", "floor")
+    parts = ("loop", "augmentation", "host", "determinism")
     options = [
         "--json",
         "--depth",
@@ -91,25 +151,34 @@ def test_each_comparison_has_its_rounds_and_its_ratio(results: dict) -> None:
     assert hours == pytest.approx(600 * 50_000 / rate / 3600)
     assert results["loop"]["cost_of_600_epochs"] == pytest.approx(2 * hours)
 
-
-def test_a_step_of_the_job_dispatches_a_third_of_stocks_and_reads_nothing(results: dict) -> None:
-    counted = results["operators"]
-    assert counted["job"]["reads"] == counted["bare"]["reads"] == 0
-    assert counted["stock"]["reads"] > 0
-    assert counted["bare"]["operators"] < counted["job"]["operators"] <= counted["stock"]["operators"] / 3
+    assert results["host"]["overhead_seconds"].keys() == {"job", "fastai"}
+    assert all(each["n"] == 2 for each in results["host"]["overhead_seconds"].values())
 
 
-def test_what_a_checkpoint_takes_is_told_by_the_steps_beside_it(tmp_path: Path) -> None:
+def test_a_step_of_the_job_dispatches_a_third_of_stocks_and_reads_nothing() -> None:
+    recipe = Recipe(depth=10, width=1, batch_size=8, precision="fp32")
+    operators, reads = {}, {}
+    for name in ("job", "bare", "stock"):
+        with loop(name, recipe, CPU) as epoch, Trace() as trace:
+            epoch(trace.mark)
+        called = [operator.name for operator in trace.steps[-2]]
+        operators[name], reads[name] = len(called), called.count(READ)
+    assert reads["job"] == reads["bare"] == 0
+    assert reads["stock"] > 0
+    assert operators["bare"] < operators["job"] <= operators["stock"] / 3
+
+
+def test_what_a_checkpoint_takes_is_seen_in_the_steps_meanwhile(tmp_path: Path) -> None:
     assert excess([1.0, 1.5, 1.25, 0.75, 1.0], [False, True, True, False, False]) == 0.5 + 0.25
     recipe = Recipe(depth=10, width=1, batch_size=16, precision="fp32")
-    with full(recipe, torch.device("cpu"), steps=60, every_seconds=0.2, store=str(tmp_path)) as saving:
+    with full(recipe, CPU, steps=60, every_seconds=0.2, store=str(tmp_path)) as saving:
         saving()
-    assert len(saving._beside) == len(saving.step_seconds) == 60
-    assert sum(saving._beside) >= len(saving.blocked_seconds) > 0
+    assert len(saving._during) == len(saving.step_seconds) == 60
+    assert sum(saving._during) >= len(saving.blocked_seconds) > 0
 
 
 def test_the_text_names_every_part(results: dict) -> None:
     text = "\n".join(lines(results))
-    for part in ("loop", "augmentation", "determinism", "operators", "floor"):
+    for part in ("loop", "augmentation", "determinism", "host"):
         assert f"\n{part} " in text
     assert "600 epochs" in text

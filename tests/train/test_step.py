@@ -15,7 +15,7 @@ from job.network.wide_resnet import wide_resnet
 from job.settings import Cycle, Recipe
 from job.train import augment, mixup
 from job.train.loader import Images, Normalisation, Plan, TrainingBatches
-from job.train.precision import Precision, loss_scaler
+from job.train.step import Precision, loss_scaler
 from job.train.trainer import Trainer, adamw
 
 CPU = torch.device("cpu")
@@ -131,4 +131,4 @@ def test_an_overflow_skips_an_fp16_step_and_halves_the_scale_without_a_read() ->
 def test_no_step_keeps_another_ones_graph() -> None:
     trainer = Trainer(wide_resnet(10, 1, 7), batches(steps=3), recipe("fp32"), after_step=lambda: None)
     trainer.train_epoch()
-    assert trainer.loss_sum.total.grad_fn is None
+    assert trainer.loss_total.grad_fn is None

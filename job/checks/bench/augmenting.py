@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from job.checks.bench.clock import seconds
 from job.checks.bench.loops import batches
 from job.checks.bench.rounds import Measured, Subject, interleave
 from job.checks.bench.stock import IntToFloatTensor, Normalize, Pipeline, TensorImage, aug_transforms
@@ -71,10 +71,6 @@ def timed(work: Callable[[], object], count: int, device: torch.device) -> Subje
     """Return `work` on `count` batches as a subject."""
 
     def subject() -> float:
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return count * BATCH_SIZE / (time.perf_counter() - started)
+        return count * BATCH_SIZE / seconds(work, device)
 
     return subject

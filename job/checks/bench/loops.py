@@ -14,16 +14,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from job.checks.bench.clock import Stopwatch, seconds
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine import device as devices
+from job.machine.device import synchronise
 from job.machine.preemption import Preemption
 from job.network.wide_resnet import wide_resnet
 from job.run.outputs import History, Run
 from job.settings import Cycle, Placement, Recipe
 from job.store import open_store
 from job.train.attempt import Attempt
+from job.train.graph import Recorder
 from job.train.loader import Images, Normalisation, TrainingBatches
-from job.train.precision import Precision
+from job.train.step import Precision
 from job.train.trainer import Trainer, adamw
 
 CLASSES = 100
@@ -40,7 +43,7 @@ def batches(recipe: Recipe, device: torch.device, steps: int) -> TrainingBatches
     return TrainingBatches(Images(pixels.to(device), labels.to(device)), CLASSES, normalise, recipe)
 
 
-def network(recipe: Recipe, device: torch.device) -> torch.nn.Module:
+def default_network(recipe: Recipe, device: torch.device) -> nn.Module:
     """Return the recipe's network as the job lays it out."""
     model = wide_resnet(recipe.depth, recipe.width, CLASSES)
     return model.to(device).to(memory_format=torch.channels_last)
@@ -53,7 +56,7 @@ class Bare:
         self.steps = steps
         loader = batches(recipe, device, 1)
         self.images, self.targets = loader.batch(loader.plan(), 0)
-        self.network = network(recipe, device)
+        self.network = default_network(recipe, device)
         self.model = Precision(self.network, recipe.precision)
         if recipe.compile:
             self.model.compile()
@@ -69,75 +72,92 @@ class Bare:
 
     def __call__(self) -> float:
         """Return images a second."""
-        started = time.perf_counter()
+        return self.steps * len(self.images) / seconds(self._epoch, self.images.device)
+
+    def _epoch(self) -> None:
         for _ in range(self.steps):
-            loss = self.step()
-        loss.item()  # waits for the device
-        return self.steps * len(self.images) / (time.perf_counter() - started)
+            self.step()
 
 
 class Full:
     """The job's loop: an attempt at a run, with augmentation, mixup, history, heartbeat and checkpoints.
 
-    `blocked_seconds` are what the training thread spent on each checkpoint. `lost_seconds` are what a
-    checkpoint took from the training in each epoch that had some: the steps beside one against the median
-    of the others.
+    `step_seconds` are between the ends of the steps, on the device's clock. `blocked_seconds` are what the
+    training thread spent on each checkpoint, the steps before it being done. `lost_seconds` are what a
+    checkpoint took from the training in each epoch that had some: the steps while one was being saved
+    against the median of the others.
     """
 
-    def __init__(self, attempt: Attempt, model: nn.Module, loader: TrainingBatches, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        model: nn.Module,
+        loader: TrainingBatches,
+        recipe: Recipe,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.attempt, self.history = attempt, History()
         self.blocked_seconds: list[float] = []
         self.lost_seconds: list[float] = []
         self.step_seconds: list[float] = []
-        self._beside: list[bool] = []  # whether a checkpoint was being saved during the step
+        self._during: list[bool] = []  # whether a checkpoint was being saved during the step
         self._saving = False
-        self._last = time.perf_counter()
-        self.trainer = Trainer(model, loader, recipe, self._after_step)
+        self._watch = Stopwatch(loader.device)
+        self.trainer = Trainer(model, loader, recipe, self._after_step, recorder)
 
     def __call__(self) -> float:
         """Train an epoch; return images a second."""
         saved, stepped = len(self.blocked_seconds), len(self.step_seconds)
-        self._last = started = time.perf_counter()
+        self._watch = Stopwatch(self.trainer.batches.device)
+        self._watch.mark()
+        taken = seconds(self._epoch, self.trainer.batches.device)
+        self.step_seconds += self._watch.laps()
+        checkpoints, during = len(self.blocked_seconds) - saved, self._during[stepped:]
+        if checkpoints and not all(during):
+            self.lost_seconds.append(excess(self.step_seconds[stepped:], during) / checkpoints)
+        return len(self.trainer.batches) * self.trainer.recipe.batch_size / taken
+
+    def _epoch(self) -> None:
         self.history.add(self.trainer.train_epoch(), self.attempt.generation)
         self.trainer.next_epoch()
-        images = len(self.trainer.batches) * self.trainer.recipe.batch_size
-        rate = images / (time.perf_counter() - started)
-        checkpoints, beside = len(self.blocked_seconds) - saved, self._beside[stepped:]
-        if checkpoints and not all(beside):
-            self.lost_seconds.append(excess(self.step_seconds[stepped:], beside) / checkpoints)
-        return rate
 
     def _after_step(self) -> None:
+        if self.attempt.saver.due:
+            synchronise(self.trainer.batches.device)  # the copy would wait for these steps, and blocks none
         offered, began = self.attempt.saver.last_offer, time.perf_counter()
         self.attempt.after_step()
-        now = time.perf_counter()
         if self.attempt.saver.last_offer != offered:
-            self.blocked_seconds.append(now - began)
-        self.step_seconds.append(now - self._last)
-        self._last = now
+            self.blocked_seconds.append(time.perf_counter() - began)
+        self._watch.mark()
         before, self._saving = self._saving, not self.attempt.saver.flush(time.monotonic())
-        self._beside.append(before or self._saving)
+        self._during.append(before or self._saving)
 
 
-def excess(seconds: Sequence[float], beside: Sequence[bool]) -> float:
-    """Return how much longer the steps `beside` something took than the others' median, in all."""
-    pairs = list(zip(seconds, beside, strict=True))
-    usual = statistics.median(taken for taken, marked in pairs if not marked)
-    return sum(taken - usual for taken, marked in pairs if marked)
+def excess(taken: Sequence[float], during: Sequence[bool]) -> float:
+    """Return how much longer the steps `during` something took than the others' median, in all."""
+    pairs = list(zip(taken, during, strict=True))
+    usual = statistics.median(step for step, marked in pairs if not marked)
+    return sum(step - usual for step, marked in pairs if marked)
 
 
 @contextmanager
 def full(
-    recipe: Recipe, device: torch.device, steps: int, every_seconds: float = NEVER, store: str | None = None
+    recipe: Recipe,
+    device: torch.device,
+    steps: int,
+    every_seconds: float = NEVER,
+    store: str | None = None,
+    network: nn.Module | None = None,
+    recorder: Recorder | None = None,
 ) -> Iterator[Full]:
-    """Make one whose run lives in `store`, or in a folder that goes away with the block."""
+    """Make one of the recipe's network, or of `network`, whose run lives in `store` or a temporary folder."""
     recipe = replace(recipe, cycles=(Cycle(100_000, 5e-3),))
     with tempfile.TemporaryDirectory(prefix="micronet-bench-") as folder:
         run = Run.open(open_store(store or folder), recipe)
         placement = Placement(None, (), folder, checkpoint_every=every_seconds)
-        model = network(recipe, device)
+        model = network or default_network(recipe, device)
         machine = devices.machine(device)
         with Attempt.claim(run, model, machine, placement, Preemption(30)) as attempt:
-            subject = Full(attempt, model, batches(recipe, device, steps), recipe)
+            subject = Full(attempt, model, batches(recipe, device, steps), recipe, recorder)
             with attempt.kept(subject.trainer, subject.history):
                 yield subject

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 
 from job import events
-from job.checks.bench import augmenting, floor, memory, operators
+from job.checks.bench import augmenting, host
 from job.checks.bench.loops import Bare, full
-from job.checks.bench.rounds import interleave, ratio, spread, with_mean
+from job.checks.bench.rounds import difference, interleave, ratio, spread, with_mean
 from job.checks.bench.stock import apart, images
 from job.machine import device as devices
 from job.settings import Recipe
+from job.train.graph import CudaRecorder
 
 FEWEST_STEPS, MOST_STEPS = 4, 200
 CHECKPOINT_SECONDS = 10.0
 CHECKPOINT_ROUND_SECONDS = 2.7 * CHECKPOINT_SECONDS  # the first is due at once, so three, and time to end
 COPIES = 10
+SETTINGS = ("depth", "width", "batch_size", "precision", "compile")
 EPOCHS, EPOCH_IMAGES = 600, 50_000  # of the default recipe on CIFAR-100
 
 
@@ -32,13 +34,15 @@ class Bench:
     device: torch.device
     rounds: int
     seconds: float
-    price: float | None  # of an hour of this machine
+    price: float | None = None  # of an hour of this machine
+    graph: bool = False  # of the job's loop
 
     def loop(self) -> dict[str, Any]:
         """Compare the job's loop with the bare loop at the same precision, and with stock fastai."""
         steps = self.steps(self.seconds)
         with ExitStack() as stack:
-            job = stack.enter_context(full(self.recipe, self.device, steps))
+            recorder = CudaRecorder() if self.graph else None
+            job = stack.enter_context(full(self.recipe, self.device, steps, recorder=recorder))
             folder = stack.enter_context(images(steps * self.recipe.batch_size))
             stock = stack.enter_context(apart(self.recipe, self.device, folder))
             bare = Bare(self.recipe, self.device, steps)
@@ -100,17 +104,13 @@ class Bench:
             "on_to_off": ratio(measured, "on", "off"),
         }
 
-    def operators(self) -> dict[str, Any]:
-        """Count the operators, and the reads of the device, in a step of each loop at width 1."""
-        return operators.count(self.recipe, self.device)
-
-    def memory(self) -> dict[str, Any]:
-        """Measure the peak memory of a process for each loop, in 10^6 bytes; workers are not counted."""
-        return {name: memory.peak_megabytes(name, self.recipe, self.device) for name in ("job", "stock")}
-
-    def floor(self) -> dict[str, Any]:
-        """Work out the roofline's images a second."""
-        return floor.floor(self.recipe, self.device)
+    def host(self) -> dict[str, Any]:
+        """Compare what the job's loop and fastai's cost the host in a step, besides its operators."""
+        measured = host.measure(self.recipe, self.device, self.rounds)
+        return {
+            "steps_per_second": {name: spread(rates) for name, rates in measured.items()},
+            "overhead_seconds": {name: difference(measured, name, "operators") for name in ("job", "fastai")},
+        }
 
     def steps(self, seconds: float, most: int = MOST_STEPS) -> int:
         """Return how many steps of the bare loop take about `seconds`."""
@@ -128,7 +128,8 @@ def run(bench: Bench, parts: tuple[str, ...]) -> dict[str, Any]:
     results: dict[str, Any] = {
         "machine": devices.machine(bench.device),
         "settings": {
-            name: getattr(recipe, name) for name in ("depth", "width", "batch_size", "precision", "compile")
+            **{name: getattr(recipe, name) for name in SETTINGS},
+            "graph": bench.graph,
         },
     }
     for part in parts:

@@ -54,6 +54,11 @@ def ratio(measured: Measured, one: str, other: str) -> dict[str, Any]:
     return with_mean([a / b for a, b in zip(measured[one], measured[other], strict=True)])
 
 
+def difference(measured: Measured, one: str, other: str) -> dict[str, Any]:
+    """Return `with_mean` of the seconds that `one` takes longer than `other`, paired by round."""
+    return with_mean([1 / a - 1 / b for a, b in zip(measured[one], measured[other], strict=True)])
+
+
 def with_mean(values: list[float]) -> dict[str, Any]:
     """Return the spread of `values` with their mean and its 95 % half width, None for a single one."""
     mean = estimate(values)

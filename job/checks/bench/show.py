@@ -10,7 +10,7 @@ def lines(results: dict[str, Any]) -> list[str]:
     """Return what was measured, a line a figure: median, extremes and number of rounds."""
     machine, settings = results["machine"], results["settings"]
     network = f"WideResNet-{settings['depth']}-{settings['width']}, batches of {settings['batch_size']}"
-    compiled = ", compiled" if settings["compile"] else ""
+    compiled = ", compiled" if settings["compile"] else ", as a CUDA graph" if settings["graph"] else ""
     shown = [
         f"machine      {machine['device']}, torch {machine['torch']}",
         f"settings     {network}, {settings['precision']}{compiled}",
@@ -19,18 +19,15 @@ def lines(results: dict[str, Any]) -> list[str]:
         if part in results:
             shown += _rates(part, results[part])
             shown += [f"{'':<13}{line}" for line in NOTES.get(part, lambda values: [])(results[part])]
-    if counted := results.get("operators"):
-        listed = [f"{name} {seen['operators']:,} ({seen['reads']} reads)" for name, seen in counted.items()]
-        shown.append(f"operators    a step at width 1 dispatches {', '.join(listed)}")
-    if memory := results.get("memory"):
-        listed = [f"{name} {megabytes:,.0f} MB" for name, megabytes in memory.items()]
-        shown.append(f"memory       at most {', '.join(listed)}")
-    if floor := results.get("floor"):
-        shown.append(
-            f"floor        {floor['images_per_second']:,.0f} images/s by a roofline of "
-            f"{floor['operations_a_second'] / 1e9:,.0f} GFLOP/s and {floor['bytes_a_second'] / 1e9:,.1f} GB/s"
-        )
+    for name, overhead in results.get("host", {}).get("overhead_seconds", {}).items():
+        head = "host" if name == "job" else ""
+        milliseconds = {key: value if key == "n" else _thousandfold(value) for key, value in overhead.items()}
+        shown.append(f"{head:<13}{name:<12}{_with_mean(milliseconds)} ms a step, besides its operators")
     return shown
+
+
+def _thousandfold(value: float | None) -> float | None:
+    return None if value is None else value * 1e3
 
 
 def _cost(loop: dict[str, Any]) -> list[str]:
@@ -42,7 +39,7 @@ def _cost(loop: dict[str, Any]) -> list[str]:
 def _blocked(saving: dict[str, Any]) -> list[str]:
     blocked, copy = saving["blocked_seconds"], saving["copy_seconds"]
     return [
-        f"{'seconds lost':<20}{_with_mean(saving['lost_seconds'])} a checkpoint, by the steps beside it",
+        f"{'seconds lost':<20}{_with_mean(saving['lost_seconds'])} a checkpoint, by the steps meanwhile",
         f"the training thread is blocked for {blocked['median'] * 1e3:.0f} ms "
         f"({blocked['low'] * 1e3:.0f} to {blocked['high'] * 1e3:.0f}, n = {blocked['n']}), "
         f"the copy alone takes {copy['median'] * 1e3:.0f} ms",

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
+from job.machine.device import synchronise
 from job.network.wide_resnet import wide_resnet
 from job.settings import Recipe
 
@@ -75,7 +76,8 @@ class Stock:
         workers: int | None = None,
     ) -> None:
         self.batch_size = recipe.batch_size
-        self.ends: list[float] = []
+        self.steps = 0  # of this epoch
+        self.ends: list[float] = []  # of its first step and its last
         loaders = ImageDataLoaders.from_folder(
             folder,
             train="train",
@@ -99,12 +101,15 @@ class Stock:
 
     def __call__(self) -> float:
         """Return images a second from the first step's end to the last's: starting workers is left out."""
-        self.ends = []
+        self.steps, self.ends = 0, []
         self.fit()
-        return (len(self.ends) - 1) * self.batch_size / (self.ends[-1] - self.ends[0])
+        return (self.steps - 1) * self.batch_size / (self.ends[-1] - self.ends[0])
 
     def _note(self) -> None:
-        self.ends.append(time.perf_counter())
+        self.steps += 1
+        if self.steps in (1, len(self.learner.dls.train)):
+            synchronise(self.learner.dls.device)
+            self.ends.append(time.perf_counter())
 
 
 @contextmanager

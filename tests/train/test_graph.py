@@ -1,0 +1,129 @@
+"""`--graph`: a step that is recorded once and replayed has the plain step's bits; where it cannot be, 78."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from job.errors import ConfigurationError
+from job.settings import Recipe
+from job.train import graph
+from job.train.trainer import Trainer
+from tests.train.tape import Tape
+from tests.train.test_trainer import RECIPE, STEPS, StoppedError, assert_same_bits, batches, network, run
+
+CONFIGURATION = 78  # the README's table
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_replays_train_to_the_plain_steps_bits(precision: str) -> None:
+    """Over two cycles, in which momentum and learning rate change at each step; and after a resume."""
+    recipe = replace(RECIPE, precision=precision)
+    plain = Trainer(network(), batches(recipe), recipe, lambda: None)
+    expected = run(plain)
+    model = network()
+    tape = Tape(model)
+    recorded = Trainer(model, batches(recipe), recipe, lambda: None, tape)
+    found = run(recorded)
+    assert tape.replays == 2 * STEPS + 1  # one to compare with the plain step
+    assert_same_bits(plain, recorded)
+    assert [record["train_loss"] for record in found] == [record["train_loss"] for record in expected]
+
+    def stop() -> None:
+        if stopped.step == 2:
+            raise StoppedError("between two steps")
+
+    stopped = Trainer(model := network(), batches(recipe), recipe, stop, Tape(model))
+    with contextlib.suppress(StoppedError):
+        stopped.train_epoch()
+    resumed = Trainer(model := network(), batches(recipe), recipe, lambda: None, Tape(model))
+    resumed.restore(stopped.state(history=[]))
+    run(resumed)
+    assert_same_bits(plain, resumed)
+
+
+def test_an_overflow_in_the_first_step_is_recorded_too() -> None:
+    recipe = replace(RECIPE, precision="fp16")
+    trainers = []
+    for recorded in (False, True):
+        model = network()
+        with torch.no_grad():
+            model[-1].weight.mul_(1e4)  # overflows fp16 under the first loss scale
+        trainers.append(
+            Trainer(model, batches(recipe), recipe, lambda: None, Tape(model) if recorded else None)
+        )
+        trainers[-1].train_epoch()
+    assert trainers[0].scaler.get_scale() < 65536
+    assert_same_bits(*trainers)
+
+
+def test_the_tape_freezes_a_momentum_as_a_graph_does() -> None:
+    """Or the tests above would not see an optimizer that is recorded with the rest."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, betas=(0.5, 0.99), fused=True)
+    tape = Tape(torch.nn.Module())
+
+    def step() -> Tensor:
+        optimizer.step()
+        return parameter.detach()
+
+    step()  # makes the moments
+    tape.record(step)
+    moment = optimizer.state[parameter]["exp_avg"]
+    moment.fill_(2.0)
+    optimizer.param_groups[0]["betas"] = (0.25, 0.99)
+    tape.replay()
+    assert torch.equal(moment, torch.full((3,), 1.5))  # 0.5 * 2 + 0.5 * 1, and not 0.25 * 2 + 0.75 * 1
+
+
+class OneBitOff(Tape):
+    """A graph whose kernels are not the plain step's."""
+
+    def replay(self) -> None:
+        super().replay()
+        gradient = next(self.network.parameters()).grad
+        assert gradient is not None
+        gradient.view(torch.int32)[(0,) * gradient.ndim].add_(1)
+
+
+def test_a_replay_with_other_bits_is_refused() -> None:
+    model = network()
+    trainer = Trainer(model, batches(), RECIPE, lambda: None, OneBitOff(model))
+    with pytest.raises(ConfigurationError, match="not to the bit"):
+        trainer.train_epoch()
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "cause"), [("cpu", False, "device is cpu"), ("cuda", True, "--compile replaces")]
+)
+def test_it_is_refused_where_nothing_can_be_recorded(device: str, compiled: bool, cause: str) -> None:
+    with pytest.raises(ConfigurationError, match=cause):
+        graph.check(Recipe(compile=compiled), torch.device(device))
+    graph.check(Recipe(), torch.device("cuda"))
+
+
+@pytest.mark.parametrize("command", ["train", "bench"])
+def test_a_processor_is_told_so_in_a_line(command: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "job.cli", command, "--graph", "--device", "cpu"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={"PYTHONPATH": str(Path.cwd())}, cwd=tmp_path
+    )
+    assert done.returncode == CONFIGURATION, done.stderr
+    assert "--graph records CUDA graphs" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
