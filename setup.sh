@@ -92,7 +92,7 @@ run_tests() {
   ruff format --check .
   mypy
   lint-imports
-  shellcheck setup.sh .ci/run entrypoint.sh
+  shellcheck setup.sh .ci/run entrypoint.sh bench/first_hour.sh
   hadolint Dockerfile
   # One thread each: two processes with two each would mostly wait for one another.
   OMP_NUM_THREADS=1 python -m pytest -m "$selected" -n 2 --dist loadfile

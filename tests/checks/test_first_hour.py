@@ -1,0 +1,116 @@
+"""`bench/first_hour.sh`: its quick form runs through here, and what it says of a GPU's stages is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.first_hour import TIMED_OUT, Hour, execute, passed, perform
+from bench.predictions import PREDICTIONS, Prediction, compare, exactly, line
+
+SCRIPT = Path(__file__).parents[2] / "bench" / "first_hour.sh"
+STAGES = [
+    "doctor",
+    "smoke",
+    "selftest",
+    "demo",
+    "bench",
+    "variants",
+    "fashion",
+    "epoch",
+    "profile",
+    "sanitizer",
+]
+
+
+def hour(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    return subprocess.run([SCRIPT, *words], env=environment, capture_output=True, text=True)
+
+
+def test_the_quick_form_runs_through_and_is_resumed(tmp_path: Path) -> None:
+    done = hour("--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {stage: json.loads((tmp_path / f"{stage}.json").read_text()) for stage in STAGES}
+    assert {stage: content["exit_code"] for stage, content in found.items()} == dict.fromkeys(STAGES, 0)
+    lines = (tmp_path / "lines.txt").read_text().splitlines()
+    assert sorted(text.partition(":")[0] for text in lines) == sorted(STAGES)
+    assert found["smoke"]["results"]["smoke"]["bf16"]["same_bits"] is True
+    assert found["demo"]["results"]["stopped"]["exit_code"] == 75
+    measured = {each["figure"] for content in found.values() for each in content["predictions"]}
+    assert measured == {each.figure for predictions in PREDICTIONS.values() for each in predictions}
+
+    (tmp_path / "sanitizer.json").unlink()
+    again = hour("--quick", "--out", str(tmp_path))
+    assert again.returncode == 0
+    assert again.stdout.startswith("sanitizer: ok")
+    assert len(again.stdout.splitlines()) == 1
+
+
+def test_a_stage_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    done = hour("--out", str(tmp_path), "smoke", "nonsense")
+    assert done.returncode == 2
+    assert "no stage nonsense" in done.stderr
+
+
+def test_each_prediction_is_of_a_part_of_its_stage(tmp_path: Path) -> None:
+    stages = Hour(tmp_path, "cuda", quick=False, data=None).stages()
+    assert list(stages) == STAGES
+    for stage, predictions in PREDICTIONS.items():
+        for prediction in predictions:
+            assert prediction.figure.split(".")[0] in stages[stage], prediction
+            assert prediction.low <= prediction.high
+
+
+def test_a_failed_command_fails_its_stage_and_not_the_next_command(tmp_path: Path) -> None:
+    parts = {"bad": [sys.executable, "-c", "raise SystemExit(7)"], "good": ["printf", '{"value": 3}']}
+    assert perform(tmp_path, "stage", parts, "") == 7
+    content = json.loads((tmp_path / "stage.json").read_text())
+    assert content["exit_codes"] == {"bad": 7, "good": 0}
+    assert content["results"]["good"] == {"value": 3}
+    assert not passed(tmp_path, "stage")
+
+
+def test_a_broken_promise_fails_the_stage(tmp_path: Path) -> None:
+    parts = {"smoke": ["printf", '{"same_bits": false}']}
+    assert perform(tmp_path, "smoke", parts, "") == 1
+    assert "same_bits 0, predicted 1 to 1 (!)" in (tmp_path / "lines.txt").read_text()
+
+
+def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    script = "import subprocess, sys; subprocess.run(['sh', '-c', 'echo $$ >&2; exec sleep 600'])"
+    command = [sys.executable, "-c", script]
+    assert execute(command, tmp_path / "out", tmp_path / "log", 5.0) == TIMED_OUT
+    child = int((tmp_path / "log").read_text())
+    deadline = time.monotonic() + 20
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+def alive(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("gpu", "value", "held"),
+    [("NVIDIA H100 80GB HBM3", 5, True), ("NVIDIA H100 80GB HBM3", 9, False), ("", 5, None)],
+)
+def test_a_figure_is_judged_on_the_gpu_it_was_predicted_for(
+    gpu: str, value: float, held: bool | None
+) -> None:
+    results = {"part": {"rate": value, "text": "5"}}
+    predictions = [Prediction("part.rate", 4, 6), exactly("part.text", 5), exactly("part.absent", 5)]
+    compared = compare(predictions, results, gpu)
+    assert [each["held"] for each in compared] == [held, None, None]
+    assert [each["result"] for each in compared] == [value, None, None]
+    assert line("s", 0, 1.2, compared).startswith(f"s: ok in 1 s; part.rate {value}, predicted 4 to 6")
