@@ -122,7 +122,7 @@ def _superclasses(
 ) -> tuple[str, ...]:
     """Return the superclass of each class; () unless the training images tell exactly one for every class."""
     names, coarse = meta.get("coarse_label_names"), train.get("coarse_labels")
-    coarse = coarse.tolist() if isinstance(coarse, np.ndarray) else coarse
+    coarse = coarse.tolist() if isinstance(coarse, np.ndarray) and coarse.ndim == 1 else coarse
     if not isinstance(names, list | tuple) or not isinstance(coarse, list | tuple):
         return ()
     names = _texts(names)

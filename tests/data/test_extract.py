@@ -117,10 +117,10 @@ def many_members(path: Path) -> None:
 BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file said to be 9 GB": (gzip_of(header("x/train", 9 * 2**30) + bytes(1024)), "more than"),
     "a sparse file": (sparse, "link or a device"),
-    "too many files": (many_members, "more than 1000"),
-    "a name of 1 GB": (gzip_of(header("x", 2**30, tarfile.GNUTYPE_LONGNAME) + bytes(1024)), "megabyte"),
-    "a header of 1 GB": (gzip_of(header("x", 2**30, tarfile.XHDTYPE) + bytes(1024)), "megabyte"),
-    "a global header of 1 GB": (gzip_of(header("x", 2**30, tarfile.XGLTYPE) + bytes(1024)), "megabyte"),
+    "too many files": (many_members, "more than 100 files"),
+    "a name of 1 GB": (gzip_of(header("x", 2**30, tarfile.GNUTYPE_LONGNAME) + bytes(1024)), "headers have"),
+    "a header of 1 GB": (gzip_of(header("x", 2**30, tarfile.XHDTYPE) + bytes(1024)), "headers have"),
+    "a global header of 1 GB": (gzip_of(header("x", 2**30, tarfile.XGLTYPE) + bytes(1024)), "headers have"),
     "a negative size": (gzip_of(header("x/train", -512) + bytes(1024)), "no size"),
 }
 

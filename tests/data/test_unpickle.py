@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from job.data import unpickle
+from job.data import stand_ins, unpickle
 from job.data.unpickle import read_pickle
 from job.errors import DataError, PermissionRefusedError
 from tests.archives import calling_pickle, contents, python2_pickle
@@ -152,17 +152,17 @@ def test_a_wrong_array_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_state_cannot_be_set_on_anything_but_arrays(tmp_path: Path) -> None:
-    before = dict(vars(unpickle._encode))
+    before = dict(vars(stand_ins._encode))
     with pytest.raises(DataError, match="no array"):
         read(tmp_path, b"\x80\x02c_codecs\nencode\n}U\x04evilK\x01sb.")
     with pytest.raises(DataError):
         read(tmp_path, b"\x80\x02cnumpy\nndarray\nN}U\x04evilK\x01s\x86b.")
-    assert vars(unpickle._encode) == before
-    assert not hasattr(unpickle._Array, "evil")
+    assert vars(stand_ins._encode) == before
+    assert not hasattr(stand_ins.Array, "evil")
 
 
 def test_an_encoding_that_blows_up_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="zlib"):
+    with pytest.raises(DataError, match="another encoding"):
         read(tmp_path, b"\x80\x02}U\x04datac_codecs\nencode\nU\x04xxxxU\x04zlib\x86Rs.")
 
 
