@@ -1,4 +1,7 @@
-"""What a run is (Recipe: everything that changes its bits) and where it happens (Placement)."""
+"""What a run is (Recipe: everything that changes its bits) and where it happens (Placement).
+
+Each field states its default, its bounds and its help once; the command line's options are made from them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,40 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What a field takes: a number from `minimum` to `maximum`, one of `choices`, or, in "s", a time."""
+
+    help: str
+    minimum: int | None = None
+    maximum: int | None = None
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    metavar: str | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise UsageError, naming the option, for a value that the field does not take."""
+        if self.choices and value not in self.choices:
+            raise UsageError(f"--{name}: {value!r} is not one of {', '.join(self.choices)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{name}: {value!r} is not a finite number")
+        if self.minimum is not None and value < self.minimum:
+            raise UsageError(f"--{name}: {value} is less than {self.minimum}")
+        if self.maximum is not None and value > self.maximum:
+            raise UsageError(f"--{name}: {value} is more than {self.maximum}")
+
+
+def setting(default: Any, help: str, **attributes: Any) -> Any:  # noqa: A002 - as click names it
+    """Return a dataclass field with its `Setting`, which `setting_of` finds."""
+    return field(default=default, metadata={"setting": Setting(help, **attributes)})
+
+
+def setting_of(owner: Any, name: str) -> tuple[Setting, Any]:
+    """Return the setting of a dataclass's field and the field's default."""
+    found = next(field for field in fields(owner) if field.name == name)
+    return found.metadata["setting"], found.default
+
+
+@dataclass(frozen=True)
 class Cycle:
     """One one-cycle period: `epochs` epochs that peak at the learning rate `lr_max`."""
 
@@ -22,8 +59,12 @@ class Cycle:
     lr_max: float
 
     def __str__(self) -> str:
-        """Return the form the command line takes, `200@0.005`."""
-        return f"{self.epochs}@{self.lr_max:g}"
+        """Return the form the command line takes, `200@0.005`, exactly.
+
+        The short form wherever it is exact, since fingerprints of existing runs were made of it.
+        """
+        short = f"{self.lr_max:g}"
+        return f"{self.epochs}@{short if float(short) == self.lr_max else repr(self.lr_max)}"
 
 
 def parse_cycles(text: str) -> tuple[Cycle, ...]:
@@ -61,29 +102,50 @@ class Recipe:
     added is a `later` one, so that the runs that are there keep their recipe and their fingerprint.
     """
 
-    depth: int = 22  # 6n + 4 convolutions on the longest path
-    width: int = 6  # times 16, 32, 64 channels
-    cycles: tuple[Cycle, ...] = (Cycle(200, 5e-3), Cycle(200, 5e-4), Cycle(200, 5e-4))
-    batch_size: int = 256  # images a step; the last partial batch of an epoch is dropped
-    weight_decay: float = 0.1  # decoupled, on every parameter
-    mixup_alpha: float = 0.4  # of the Beta distribution; 0 turns mixup off
-    crop_padding: int = 4  # pixels of shift with reflection; 0 is the 2019 notebook
-    holdout: int = 0  # training images kept aside to choose the best epoch on
-    seed: int = 22
-    precision: str = "auto"
-    compile: bool = False  # the training step by torch.compile
-    evaluate_every: int = 5  # epochs; each of the last tenth, and of the last ten, is evaluated
-    deterministic: bool = True  # only algorithms that give the same bits each time
+    depth: int = setting(22, "Convolutions on the longest path, 6n + 4.", minimum=10)
+    width: int = setting(6, "Width, times 16, 32 and 64 channels.", minimum=1)
+    cycles: tuple[Cycle, ...] = setting(
+        (Cycle(200, 5e-3), Cycle(200, 5e-4), Cycle(200, 5e-4)),
+        "One-cycle periods with their peak learning rates.",
+        metavar="EPOCHS@LR,...",
+    )
+    batch_size: int = setting(
+        256, "Images in a step; the last partial batch of an epoch is dropped.", minimum=1
+    )
+    weight_decay: float = setting(0.1, "Decoupled weight decay, on every parameter.", minimum=0)
+    mixup_alpha: float = setting(
+        0.4, "Parameter of mixup's Beta distribution; 0 turns mixup off.", minimum=0, maximum=1000
+    )
+    crop_padding: int = setting(
+        4,
+        "Pixels a training image is shifted by at most, with reflection; 0 is the 2019 notebook.",
+        minimum=0,
+        maximum=15,
+    )
+    holdout: int = setting(0, "Training images kept aside to choose the best epoch on.", minimum=0)
+    seed: int = setting(22, "Seed of everything random.", minimum=0, maximum=2**64 - 1)
+    precision: str = setting("auto", "Arithmetic of the training step.", choices=PRECISIONS)
+    compile: bool = setting(
+        False, "Compile the training step (needs a C++ compiler; the first step then takes a minute)."
+    )
+    evaluate_every: int = setting(
+        5,
+        "Epochs between evaluations; each of the last tenth of the epochs, and of the last ten, has one.",
+        minimum=1,
+        metavar="EPOCHS",
+    )
+    deterministic: bool = setting(True, "Use only algorithms that give the same bits each time.")
     data_sha256: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what makes no network; the other bounds are the command line's."""
-        if self.depth < 10 or self.depth % 6 != 4:
+        """Raise UsageError for a value that a field does not take."""
+        for each in fields(self):
+            if "setting" in each.metadata:
+                each.metadata["setting"].check(each.name.replace("_", "-"), getattr(self, each.name))
+        if self.depth % 6 != 4:
             raise UsageError(
                 f"--depth: {self.depth} is not 6n + 4", "Give 10, 16, 22, 28 or another such depth"
             )
-        if not (math.isfinite(self.weight_decay) and math.isfinite(self.mixup_alpha)):
-            raise UsageError("--weight-decay and --mixup-alpha take finite numbers")
 
     @property
     def epochs(self) -> int:
@@ -91,7 +153,7 @@ class Recipe:
         return sum(cycle.epochs for cycle in self.cycles)
 
     def evaluates(self, epoch: int) -> bool:
-        """Say whether the test set is looked at after `epoch`, from 1."""
+        """Return whether the network is evaluated on the test set after `epoch`, from 1."""
         return epoch % self.evaluate_every == 0 or epoch > self.epochs - max(10, self.epochs // 10)
 
     @property
@@ -134,7 +196,7 @@ DEMO_CHECKPOINT_SECONDS = 5.0
 """Between the checkpoints of a demo, so that one which is killed on trial has something to resume from."""
 
 RETRY_SECONDS = 120.0
-"""How long a call of a store is repeated, unless told otherwise."""
+"""How long a call of a store is retried by default."""
 
 DEMO_DATA = "demo:"
 """The source that stands for the generated data set."""
@@ -144,19 +206,49 @@ DEMO_DATA = "demo:"
 class Placement:
     """Where a run happens; nothing here changes the result on one kind of device."""
 
-    run: str | None  # folder or URI the outputs go to; None: runs/<fingerprint>
-    data: tuple[str, ...]  # sources of the archive, tried in turn; empty: the data set's home
-    cache: str  # folder the archive is unpacked in
-    checkpoint_every: float = 60.0  # seconds
-    storage_budget: float = 1800.0  # seconds without a successful save before the job gives the machine back
-    exact: bool = False  # refuse a machine that is not like the one before
-    accept_drift: bool = False  # go on with another recipe than the run's, and record it
-    store_cache: str | None = None  # of the archive; None: beside a run in a bucket; "none": none
-    step_timeout: float = 600.0  # seconds without a step until the device counts as hung; 0: never
-    graph: bool = False  # forward and backward as one CUDA graph
-    device: str = "auto"  # auto or cuda (the first GPU), cuda:N, cpu, or any (a GPU where there is one)
+    run: str | None = setting(
+        None, "Folder or s3://bucket/prefix of the run. Default: runs/<fingerprint>.", metavar="URI"
+    )
+    data: tuple[str, ...] = setting(
+        (),
+        "Archive in CIFAR-100's format: a path, https://, file:// or s3:// address, optionally with "
+        "#sha256=HEX. Several are tried in turn. Default: CIFAR-100 from its home.",
+        metavar="URI",
+    )
+    cache: str = setting("data", "Folder for downloads and unpacked data.", metavar="DIR")
+    checkpoint_every: float = setting(60.0, "Time between checkpoints.", unit="s")
+    storage_budget: float = setting(
+        1800.0, "Time that training continues while nothing can be saved; then it stops with 74.", unit="s"
+    )
+    grace: float = setting(30.0, "Time from SIGTERM until the machine is gone.", unit="s")
+    step_timeout: float = setting(
+        600.0,
+        "Time without a step until the device counts as hung (74); 0: never.",
+        minimum=0,
+        unit="s",
+    )
+    graph: bool = setting(
+        False,
+        "Launch forward and backward pass as one CUDA graph: same bits, less work for the host.",
+    )
+    exact: bool = setting(
+        False, "Refuse a machine (74) or software (78) that is not like the one of the attempt before."
+    )
+    accept_drift: bool = setting(
+        False, "Resume with another recipe than the run's; the report's lineage shows it."
+    )
+    store_cache: str | None = setting(
+        None,
+        "Store that keeps the archive for other runs. Default: data next to a run in a bucket; or none.",
+        metavar="URI",
+    )
+    device: str = setting(
+        "auto",
+        "auto and cuda are the first GPU; cuda:1 is the second that CUDA_VISIBLE_DEVICES leaves.",
+        metavar="auto|cuda|cuda:N|cpu",
+    )
 
     @property
     def retry_seconds(self) -> float:
-        """How long one call of the run's store is repeated."""
+        """Seconds that one call of the run's store is retried."""
         return min(RETRY_SECONDS, self.storage_budget)

@@ -1,9 +1,15 @@
-from dataclasses import dataclass, replace
+import math
+import subprocess
+import sys
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from job.errors import UsageError
-from job.settings import DEMO, Cycle, Recipe, later, parse_cycles
+from job.settings import DEMO, PRECISIONS, Cycle, Recipe, later, parse_cycles
 
 
 def test_cycles_parse_and_print() -> None:
@@ -70,3 +76,115 @@ def test_a_field_that_an_older_recipe_lacks_has_its_value_of_then() -> None:
     assert now.fingerprint == Recipe().fingerprint
     assert Later().differences(older) == {"label_smoothing": (0.0, 0.1)}
     assert Later().fingerprint != Recipe().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fingerprint"),
+    [
+        (Recipe(), "f73477636724"),
+        (DEMO, "96f147c7d646"),
+        (Recipe(cycles=(Cycle(30, 1.23456e-3), Cycle(2, 1e-5), Cycle(1, 2.0))), "4b72283c6b70"),
+        (
+            Recipe(
+                depth=10, width=1, cycles=(Cycle(1, 123456.0), Cycle(3, 1e6)), seed=7, weight_decay=0.0,
+                precision="bf16", data_sha256="ab" * 32,
+            ),
+            "276de7184f8f",
+        ),
+    ],
+)  # fmt: skip
+def test_runs_of_older_versions_keep_their_identity(recipe: Recipe, fingerprint: str) -> None:
+    """The fingerprints are those of commit 6838e34."""
+    assert recipe.fingerprint == fingerprint
+
+
+def test_a_learning_rate_of_more_than_six_digits_enters_exactly() -> None:
+    rough, exact = Recipe(cycles=(Cycle(600, 0.3),)), Recipe(cycles=(Cycle(600, 0.1 + 0.2),))
+    assert rough.fingerprint == "8da631a79619"  # at 6838e34 of both
+    assert exact.fingerprint != rough.fingerprint
+    assert exact.differences(rough.to_json()) == {"cycles": ("600@0.3", "600@0.30000000000000004")}
+    assert parse_cycles(str(exact.cycles[0])) == exact.cycles
+
+
+positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+values: dict[str, st.SearchStrategy[Any]] = {
+    "depth": st.integers(1, 99).map(lambda n: 6 * n + 4),
+    "width": st.integers(1),
+    "cycles": st.lists(st.builds(Cycle, st.integers(1), positive), min_size=1, max_size=3).map(tuple),
+    "batch_size": st.integers(1),
+    "weight_decay": st.floats(0, allow_infinity=False),
+    "mixup_alpha": st.floats(0, 1000),
+    "crop_padding": st.integers(0, 15),
+    "holdout": st.integers(0),
+    "seed": st.integers(0, 2**64 - 1),
+    "precision": st.sampled_from(PRECISIONS),
+    "compile": st.booleans(),
+    "evaluate_every": st.integers(1),
+    "deterministic": st.booleans(),
+    "data_sha256": st.text("0123456789abcdef", max_size=64),
+}
+recipes = st.fixed_dictionaries(values).map(lambda chosen: Recipe(**chosen))
+
+
+def neighbour(recipe: Recipe) -> st.SearchStrategy[Recipe]:
+    """The same but for one field, which may differ in the last bit only."""
+
+    def other(name: str) -> st.SearchStrategy[Recipe]:
+        return values[name].map(lambda value: replace(recipe, **{name: value}))
+
+    first, *rest = recipe.cycles
+    nearest = Cycle(first.epochs, math.nextafter(first.lr_max, 0.5))
+    return st.one_of(*map(other, values), st.just(replace(recipe, cycles=(nearest, *rest))))
+
+
+@hypothesis.given(recipes.flatmap(lambda recipe: st.tuples(st.just(recipe), neighbour(recipe) | recipes)))
+@hypothesis.settings(max_examples=300, deadline=None, print_blob=True)
+def test_unequal_recipes_have_unequal_fingerprints_and_name_their_differences(
+    pair: tuple[Recipe, Recipe],
+) -> None:
+    one, other = pair
+    changed = {
+        field.name for field in fields(Recipe) if getattr(one, field.name) != getattr(other, field.name)
+    }
+    assert set(one.differences(other.to_json())) == changed
+    assert one.fingerprint != other.fingerprint or not changed
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 2**64),
+        ("seed", -1),
+        ("mixup_alpha", 1e300),
+        ("mixup_alpha", math.nan),
+        ("weight_decay", math.inf),
+        ("crop_padding", 16),
+        ("batch_size", 0),
+        ("precision", "fp8"),
+    ],
+)
+def test_what_a_field_does_not_take_is_a_usage_error(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"--{field.replace('_', '-')}"):
+        Recipe(**{field: value})
+
+
+def micronet(*arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "job.cli", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "option", [("--seed", str(2**64)), ("--mixup-alpha", "1e300"), ("--weight-decay", "nan")]
+)
+def test_the_command_line_refuses_them_with_2(option: tuple[str, str]) -> None:
+    done = micronet("train", "--demo", *option)
+    assert done.returncode == 2
+    assert option[0] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_seed_of_an_array_s_last_task_is_checked_before_it_is_submitted() -> None:
+    seed = ("--seed", str(2**64 - 2), "--array", "3")
+    done = micronet("submit", "aws", "--run", "s3://bucket/run", "--dry-run", *seed)
+    assert done.returncode == 2
+    assert "--seed" in done.stderr

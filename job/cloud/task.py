@@ -81,7 +81,7 @@ def recipe_arguments(recipe: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
         elif name == "cycles":
-            arguments += [f"--{option}", ",".join(f"{cycle.epochs}@{cycle.lr_max!r}" for cycle in value)]
+            arguments += [f"--{option}", ",".join(map(str, value))]
         else:
             arguments += [f"--{option}", str(value)]
     return arguments

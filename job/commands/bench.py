@@ -7,9 +7,18 @@ from dataclasses import replace
 
 import click
 
-from job import settings
-from job.commands.options import SECONDS, cache_option_for, device_option, graph_option, json_option, option
+from job.commands.options import (
+    SECONDS,
+    cache_option_for,
+    chosen_device,
+    device_option,
+    graph_option,
+    json_option,
+    option,
+    setting_option,
+)
 from job.machine.preemption import Preemption
+from job.settings import Recipe
 
 PARTS = ("loop", "augmentation", "host", "determinism", "checkpoints")
 ON_CPU, ON_GPU = 64, 256  # images a batch
@@ -23,15 +32,15 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Measure this only.")
-@option("--depth", type=click.IntRange(min=10), default=22, help="Depth, 6n + 4.")
-@option("--width", type=click.IntRange(min=1), default=6, help="Width.")
-@option("--batch-size", type=click.IntRange(min=1), help="Images a step. Default: 64, on a GPU 256.")
-@option("--precision", type=click.Choice(settings.PRECISIONS), default="auto", help="Arithmetic of the step.")
-@option("--compile/--no-compile", default=False, help="Compile the job's step and the bare one.")
+@setting_option(Recipe, "depth")
+@setting_option(Recipe, "width")
+@setting_option(Recipe, "batch_size", default=None, help="Images in a step. Default: 64, on a GPU 256.")
+@setting_option(Recipe, "precision")
+@setting_option(Recipe, "compile", help="Compile the job's step and the bare one.")
 @graph_option
 @cache_option_for("what --compile makes")
 @option("--rounds", type=click.IntRange(min=1), default=6, help="Measurements of each subject, in turn.")
-@option("--seconds", type=SECONDS, default=5.0, metavar="TIME", help="About how long each of them takes.")
+@option("--seconds", type=SECONDS, default="5 s", metavar="TIME", help="About how long each of them takes.")
 @option("--price", type=click.FloatRange(min=0), help="Of an hour of this machine.")
 @device_option
 @json_option
@@ -63,9 +72,9 @@ def bench(
         from job.machine import device as devices
         from job.train import graph as graphs
 
-    chosen = devices.choose("any" if device == "auto" else device)
+    chosen = devices.choose(chosen_device(device, gpu_required=False))
     recipe = replace(
-        settings.Recipe(),
+        Recipe(),
         depth=depth,
         width=width,
         batch_size=batch_size or (ON_GPU if chosen.type == "cuda" else ON_CPU),

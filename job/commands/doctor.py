@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from job import settings
 from job.commands.options import (
     cache_option,
+    chosen_device,
     chosen_recipe,
     data_option,
     demo_option,
     device_option,
     json_option,
-    option,
     recipe_options,
+    setting_option,
     sources,
     store_cache_option,
 )
+from job.settings import Placement
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +38,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@option("--run", metavar="URI", help="Where the run lives: a folder or s3://bucket/prefix.")
+@setting_option(Placement, "run")
 @data_option
 @demo_option
 @cache_option
@@ -65,9 +66,9 @@ def doctor(
     from job.data.store_cache import place
     from job.preflight.doctor import examine, exit_code
 
-    recipe = chosen_recipe(context, settings.DEMO if demo else settings.Recipe(), values)
-    placement = settings.Placement(
-        run, sources(data, demo), cache, device="any" if demo and device == "auto" else device
+    recipe = chosen_recipe(context, demo, values)
+    placement = Placement(
+        run, sources(data, demo), cache, device=chosen_device(device, gpu_required=not demo)
     )
     checks = examine(recipe, placement, place(store_cache, run))
     code = exit_code(checks)

@@ -6,7 +6,15 @@ import json
 
 import click
 
-from job.commands.options import cache_option, data_option, demo_option, device_option, json_option, sources
+from job.commands.options import (
+    cache_option,
+    chosen_device,
+    data_option,
+    demo_option,
+    device_option,
+    json_option,
+    sources,
+)
 
 EXAMPLES = """\b
 Examples:
@@ -26,7 +34,7 @@ def evaluate(uri: str, data: tuple[str, ...], demo: bool, cache: str, device: st
     """Measure the test accuracy of the weights of the run (or the .safetensors file) at URI."""
     from job.train.assess import assess
 
-    result = assess(uri, sources(data, demo), cache, "any" if device == "auto" else device)
+    result = assess(uri, sources(data, demo), cache, chosen_device(device, gpu_required=False))
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:

@@ -1,17 +1,18 @@
-"""The options that commands share, each with its default and its environment variable."""
+"""The options that commands share, made from the settings' fields, each with its environment variable."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from job import settings
+from job.settings import Placement, Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -25,7 +26,7 @@ def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Comman
 
 
 class Seconds(click.ParamType[float]):
-    """A time as `90`, `90s`, `5m` or `1h`; the command gets seconds."""
+    """A time as `90`, `90s`, `90 s`, `5m` or `1h`; the command gets seconds."""
 
     name = "time"
 
@@ -33,7 +34,7 @@ class Seconds(click.ParamType[float]):
         self.zero = zero  # whether 0 is allowed
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
-        """Return the seconds; fail for what is no positive time."""
+        """Return the seconds; fail for what is not a positive time."""
         text = str(value)
         factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
         try:
@@ -41,8 +42,20 @@ class Seconds(click.ParamType[float]):
         except ValueError:
             seconds = -1
         if not 0 <= seconds < float("inf") or (seconds == 0 and not self.zero):
-            self.fail(f"{text!r} is no time; write for example 90, 90s or 5m", parameter, context)
+            self.fail(f"{text!r} is not a time; write for example 90, 90s or 5m", parameter, context)
         return seconds
+
+
+class Cycles(click.ParamType[tuple[settings.Cycle, ...]]):
+    """One-cycle periods as `200@5e-3,200@5e-4`."""
+
+    name = "cycles"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[settings.Cycle, ...]:
+        """Return the cycles; raise UsageError for what is not a list of them."""
+        return settings.parse_cycles(value)
 
 
 SECONDS = Seconds()
@@ -62,78 +75,37 @@ class Device(click.ParamType[str]):
         return text
 
 
+def setting_option(
+    owner: type[Recipe | Placement], name: str, **changes: Any
+) -> Callable[[Command], Command]:
+    """Return the option of a field of the settings; `changes` are click's attributes for this command."""
+    setting, default = settings.setting_of(owner, name)
+    attributes: dict[str, Any] = {"help": setting.help, "metavar": setting.metavar, "default": default}
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(default, bool):
+        flag += f"/--no-{flag[2:]}" if owner is Recipe else ""
+        attributes |= {"is_flag": True}
+    elif setting.choices:
+        attributes |= {"type": click.Choice(setting.choices)}
+    elif setting.unit == "s":
+        kind = SECONDS_OR_NEVER if setting.minimum == 0 else SECONDS
+        attributes |= {"type": kind, "default": f"{default:g} s", "metavar": "TIME"}
+    elif name == "cycles":
+        attributes |= {"type": Cycles(), "default": ",".join(map(str, default))}
+    elif isinstance(default, int | float):
+        bounds = (setting.minimum, setting.maximum)
+        attributes |= {"type": click.IntRange(*bounds) if type(default) is int else click.FloatRange(*bounds)}
+    elif isinstance(default, tuple):
+        attributes |= {"multiple": True}
+    return option(flag, **(attributes | changes))
+
+
 def recipe_options(command: Command) -> Command:
-    """Add an option for each field of the recipe; the command gets them as keywords."""
-    default = settings.Recipe()
-    positive = click.IntRange(min=1)
-    options = [
-        option("--depth", type=click.IntRange(min=10), default=default.depth, help="Depth, 6n + 4."),
-        option("--width", type=positive, default=default.width, help="Width, times 16, 32 and 64 channels."),
-        option(
-            "--cycles",
-            default=",".join(map(str, default.cycles)),
-            metavar="EPOCHS@LR,...",
-            help="One-cycle periods with their peak learning rates.",
-        ),
-        option("--batch-size", type=positive, default=default.batch_size, help="Images a step."),
-        option(
-            "--weight-decay", type=click.FloatRange(min=0), default=default.weight_decay, help="Decoupled."
-        ),
-        option(
-            "--mixup-alpha",
-            type=click.FloatRange(min=0),
-            default=default.mixup_alpha,
-            help="Of mixup's Beta distribution; 0 turns mixup off.",
-        ),
-        option(
-            "--crop-padding",
-            type=click.IntRange(0, 15),
-            default=default.crop_padding,
-            help="Pixels a training image is shifted by at most, with reflection.",
-        ),
-        option(
-            "--holdout",
-            type=click.IntRange(min=0),
-            default=default.holdout,
-            help="Training images kept aside to choose the best epoch on.",
-        ),
-        option("--seed", type=click.IntRange(min=0), default=default.seed, help="Of everything random."),
-        option(
-            "--precision",
-            type=click.Choice(settings.PRECISIONS),
-            default=default.precision,
-            help="Arithmetic of the training step.",
-        ),
-        option(
-            "--compile/--no-compile",
-            default=default.compile,
-            help="Compile the training step (needs a compiler; the first step then takes a minute).",
-        ),
-        option(
-            "--evaluate-every",
-            type=positive,
-            default=default.evaluate_every,
-            metavar="EPOCHS",
-            help="Between evaluations; each of the last tenth of the epochs, and of the last ten, has one.",
-        ),
-        option(
-            "--deterministic/--no-deterministic",
-            default=default.deterministic,
-            help="Use only algorithms that give the same bits each time.",
-        ),
-    ]
-    for decorate in reversed(options):
-        command = decorate(command)
+    """Add an option for each field of the recipe that has a setting; the command gets them as keywords."""
+    for field in reversed(fields(Recipe)):
+        if "setting" in field.metadata:
+            command = setting_option(Recipe, field.name)(command)
     return command
-
-
-data_option = option(
-    "--data",
-    multiple=True,
-    metavar="URI",
-    help="Archive in CIFAR-100's format: a path, https://, file:// or s3:// address, optionally with "
-    "#sha256=HEX. Give several to have them tried in turn. Default: CIFAR-100 from its home.",
-)
 
 
 def default_cache() -> str:
@@ -144,41 +116,29 @@ def default_cache() -> str:
 
 def cache_option_for(what: str) -> Callable[[Command], Command]:
     """Return --cache, with what a command keeps there as its help."""
-    return option("--cache", default=default_cache, metavar="DIR", help=f"Folder for {what}.")
+    return setting_option(Placement, "cache", default=default_cache, help=f"Folder for {what}.")
 
 
-cache_option = cache_option_for("the unpacked data")
-store_cache_option = option(
-    "--store-cache",
-    metavar="URI",
-    help="Store that keeps the archive for other runs. Default: data beside a run in a bucket; or none.",
-)
+data_option = setting_option(Placement, "data")
+cache_option = cache_option_for("downloads and unpacked data")
+store_cache_option = setting_option(Placement, "store_cache")
+device_option = setting_option(Placement, "device", type=Device())
+graph_option = setting_option(Placement, "graph")
 demo_option = option(
     "--demo", is_flag=True, help="Use a generated data set and a recipe that takes minutes on a processor."
-)
-device_option = option(
-    "--device",
-    type=Device(),
-    default="auto",
-    metavar="auto|cuda|cuda:N|cpu",
-    help="auto and cuda are the first GPU; cuda:1 is the second that CUDA_VISIBLE_DEVICES leaves.",
-)
-graph_option = option(
-    "--graph/--no-graph",
-    default=False,
-    help="Launch the step's forward and backward pass as one CUDA graph: same bits, less work for the host.",
 )
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def chosen_recipe(context: click.Context, base: settings.Recipe, values: dict[str, Any]) -> settings.Recipe:
-    """Return `base` with the options that were given, on the command line or in the environment."""
-    given: dict[str, Any] = {
-        name: settings.parse_cycles(value) if name == "cycles" else value
-        for name, value in values.items()
-        if not is_default(context, name)
-    }
-    return replace(base, **given)
+def chosen_recipe(context: click.Context, demo: bool, values: dict[str, Any]) -> Recipe:
+    """Return the default recipe, or the demo's, with the options that were given, in the environment too."""
+    given = {name: value for name, value in values.items() if not is_default(context, name)}
+    return replace(settings.DEMO if demo else Recipe(), **given)
+
+
+def chosen_device(device: str, gpu_required: bool) -> str:
+    """Return `device` as `job.machine.device.choose` takes it: `auto` is a GPU, or "any" device."""
+    return "any" if device == "auto" and not gpu_required else device
 
 
 def is_default(context: click.Context, name: str) -> bool:
@@ -187,7 +147,7 @@ def is_default(context: click.Context, name: str) -> bool:
 
 
 def sources(data: tuple[str, ...], demo: bool) -> tuple[str, ...]:
-    """Return where the data comes from, for `Placement.data`."""
+    """Return where the data comes from, for `Placement.data`; raise click's UsageError for two places."""
     if data and demo:
         raise click.UsageError("--demo generates its data: leave --data out")
     return (settings.DEMO_DATA,) if demo else data

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from job import settings
-from job.commands.options import device_option, option
+from job.commands.options import chosen_device, device_option, option, setting_option
 from job.machine.preemption import Preemption
+from job.settings import Recipe
 
 EXAMPLES = """\b
 Examples:
@@ -26,13 +26,8 @@ Examples:
 @option("--seed", type=click.IntRange(min=0), help="Of the instants of kills and pauses. Default: a new one.")
 @option("--keep", is_flag=True, help="Keep the throw-away prefix.")
 @device_option
-@option(
-    "--precision",
-    type=click.Choice(settings.PRECISIONS),
-    default="fp32",
-    help="Arithmetic of the runs' training step.",
-)
-@option("--width", type=click.IntRange(min=1), default=1, help="Width of the runs' network.")
+@setting_option(Recipe, "precision", default="fp32", help="Arithmetic of the runs' training step.")
+@setting_option(Recipe, "width", default=1, help="Width of the runs' network.")
 @click.pass_obj
 def selftest(
     preemption: Preemption,
@@ -53,7 +48,7 @@ def selftest(
         from job.machine import device as devices
 
     seed = secrets.randbelow(2**32) if seed is None else seed
-    chosen = devices.choose("any" if device == "auto" else device)
+    chosen = devices.choose(chosen_device(device, gpu_required=False))
     options = ("--device", str(chosen), "--precision", precision, "--width", str(width))
     proof = checks.selftest(run, kills, seed, options, keep, preemption)
     for line in checks.lines(proof):

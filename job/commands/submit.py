@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from job import settings
 from job.commands.options import (
     SECONDS,
     chosen_recipe,
@@ -17,8 +17,10 @@ from job.commands.options import (
     device_option,
     option,
     recipe_options,
+    setting_option,
     sources,
 )
+from job.settings import Placement
 
 if TYPE_CHECKING:
     from job.cloud.task import Task
@@ -26,8 +28,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 ARRAY_MAX = 10_000  # of AWS Batch and of Google Batch
-GRACE_SECONDS = 30.0  # what a Spot VM has at Google, and a pod by default
-TIMEOUT_SECONDS = 86_400.0
+TIMEOUT = "24h"
 
 
 class Pair(click.ParamType[tuple[str, str]]):
@@ -56,27 +57,21 @@ def submit() -> None:
     """
 
 
-def task_options(grace: float | None, timeout: float | None) -> Callable[[Command], Command]:
-    """Return a decorator that adds the options of `_task`; None leaves one to the job definition."""
+def task_options(own_bounds: bool) -> Callable[[Command], Command]:
+    """Return a decorator that adds the options of `_task`; without `own_bounds` a job definition has them."""
     options = [
-        option("--run", required=True, metavar="URI", help="s3://bucket/prefix of the run's outputs."),
+        setting_option(Placement, "run", required=True, help="s3://bucket/prefix of the run."),
         option(
             "--array",
             type=click.IntRange(2, ARRAY_MAX),
             metavar="N",
             help="Train N seeds, --seed and those after it, each in RUN/seed-SEED.",
         ),
-        option(
-            "--grace",
-            type=SECONDS,
-            default=grace,
-            metavar="TIME",
-            help="Time from SIGTERM until the machine is gone.",
-        ),
+        setting_option(Placement, "grace", **({} if own_bounds else {"default": None})),
         option(
             "--timeout",
             type=SECONDS,
-            default=timeout,
+            default=TIMEOUT if own_bounds else None,
             metavar="TIME",
             help="Time after which an attempt (on Kubernetes: the Job) is ended for good.",
         ),
@@ -107,7 +102,7 @@ account_option = option("--service-account", metavar="NAME", help="What the job 
 
 
 @submit.command()
-@task_options(grace=None, timeout=None)
+@task_options(own_bounds=False)
 @option("--queue", default="micronet", help="Job queue: the stack's name.")
 @option("--definition", default="micronet", help="Job definition: the stack's name.")
 @click.pass_context
@@ -127,7 +122,7 @@ def aws(context: click.Context, /, queue: str, definition: str, dry_run: bool, *
 
 
 @submit.command()
-@task_options(GRACE_SECONDS, TIMEOUT_SECONDS)
+@task_options(own_bounds=True)
 @image_option
 @option("--project", required=True, help="Google Cloud project.")
 @option("--region", required=True, help="Region of the machines, such as us-central1.")
@@ -165,7 +160,7 @@ def gcp(
 
 
 @submit.command()
-@task_options(GRACE_SECONDS, TIMEOUT_SECONDS)
+@task_options(own_bounds=True)
 @image_option
 @option("--namespace", default="default", help="Namespace of the Job.")
 @account_option
@@ -213,9 +208,11 @@ def _task(
     from job.cloud.task import train_task
 
     sources(data, demo)
-    chosen = chosen_recipe(context, settings.DEMO if demo else settings.Recipe(), recipe)
+    chosen = chosen_recipe(context, demo, recipe)
     default = click.core.ParameterSource.DEFAULT
     given = [name for name in recipe if context.get_parameter_source(name) is not default]
+    if array:
+        replace(chosen, seed=chosen.seed + array - 1)  # raises where the last task could not have its seed
     return train_task(
         run,
         {name: getattr(chosen, name) for name in given},

@@ -12,22 +12,22 @@ import click
 from job import events, settings
 from job.cloud import array
 from job.commands.options import (
-    SECONDS,
-    SECONDS_OR_NEVER,
     cache_option,
+    chosen_device,
     chosen_recipe,
     data_option,
     demo_option,
     device_option,
     graph_option,
     is_default,
-    option,
     recipe_options,
+    setting_option,
     sources,
     store_cache_option,
 )
 from job.machine.preemption import Preemption
 from job.machine.process import OutputError, require_threads
+from job.settings import Placement
 
 EXAMPLES = """\b
 Examples:
@@ -38,45 +38,19 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@option("--run", metavar="URI", help="Folder of the run's outputs. Default: runs/<fingerprint>.")
+@setting_option(Placement, "run")
 @data_option
 @demo_option
 @cache_option
 @store_cache_option
 @device_option
-@option(
-    "--checkpoint-every",
-    type=SECONDS,
-    default=settings.Placement.checkpoint_every,
-    metavar="TIME",
-    help="Time between checkpoints, such as 60s or 5m; 5 s with --demo.",
-)
-@option(
-    "--storage-budget",
-    type=SECONDS,
-    default=settings.Placement.storage_budget,
-    metavar="TIME",
-    help="How long training goes on while nothing can be saved.",
-)
-@option(
-    "--grace", type=SECONDS, default=30.0, metavar="TIME", help="Time from SIGTERM until the machine is gone."
-)
+@setting_option(Placement, "checkpoint_every", help="Time between checkpoints; 5 s with --demo.")
+@setting_option(Placement, "storage_budget")
+@setting_option(Placement, "grace")
+@setting_option(Placement, "step_timeout")
 @graph_option
-@option(
-    "--step-timeout",
-    type=SECONDS_OR_NEVER,
-    default=settings.Placement.step_timeout,
-    metavar="TIME",
-    help="How long a step may take until the device counts as hung (74); 0 is for ever.",
-)
-@option(
-    "--exact",
-    is_flag=True,
-    help="Refuse a machine (74) or a software (78) that is not like the attempt before's.",
-)
-@option(
-    "--accept-drift", is_flag=True, help="Go on with other recipe options than the run's; the report tells."
-)
+@setting_option(Placement, "exact")
+@setting_option(Placement, "accept_drift")
 @recipe_options
 @click.pass_context
 def train(
@@ -98,23 +72,23 @@ def train(
     **values: Any,
 ) -> None:
     """Fetch the data, train, evaluate and write the score report; go on where an earlier attempt stopped."""
-    recipe = chosen_recipe(context, settings.DEMO if demo else settings.Recipe(), values)
+    recipe = chosen_recipe(context, demo, values)
     seed, run = array.member(os.environ, recipe.seed, run)
     recipe = replace(recipe, seed=seed)
     if demo and is_default(context, "checkpoint_every"):
         checkpoint_every = settings.DEMO_CHECKPOINT_SECONDS
-    placement = settings.Placement(
+    placement = Placement(
         run,
         sources(data, demo),
         cache,
-        checkpoint_every,
-        storage_budget,
-        exact,
-        accept_drift,
+        checkpoint_every=checkpoint_every,
+        storage_budget=storage_budget,
+        exact=exact,
+        accept_drift=accept_drift,
         store_cache=store_cache,
         step_timeout=step_timeout,
         graph=graph,
-        device="any" if demo and device == "auto" else device,
+        device=chosen_device(device, gpu_required=not demo),
     )
     preemption: Preemption = context.obj
     preemption.grace_seconds = grace
