@@ -114,9 +114,9 @@ def hung(bench: Bench) -> Path:
     """A run whose device hangs in the third step of the second epoch; the watchdog ended it. For copies."""
     run = bench.folder / "hung"
     device = Device(Fault("hang", IN_STEP, IN_THIRD_STEP))
-    with bench.attempt(run, *OPTIONS, "--step-timeout", "2s", device=device) as attempt:
+    with bench.attempt(run, *OPTIONS, "--step-timeout", "5s", device=device) as attempt:
         assert attempt.end() == MACHINE, attempt.last_words()
-    assert "no step has ended for 2 s: the device does not answer" in attempt.last_words()
+    assert "no step has ended for 5 s: the device does not answer" in attempt.last_words()
     assert durable(attempt) == (2, 2)
     return run
 
@@ -133,7 +133,7 @@ def test_a_step_that_does_not_end_is_given_up(
 
 def test_an_evaluation_that_does_not_end_is_given_up(bench: Bench, tmp_path: Path) -> None:
     device = Device(Fault("hang", "predict", 60))
-    with bench.attempt(tmp_path / "run", *OPTIONS, "--step-timeout", "2s", device=device) as attempt:
+    with bench.attempt(tmp_path / "run", *OPTIONS, "--step-timeout", "5s", device=device) as attempt:
         assert attempt.end() == MACHINE, attempt.last_words()
     assert durable(attempt) == (2, STEPS)
 
