@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from job.commands.doctor import doctor
+from job.preflight import gpu
 from job.preflight.check import Check
 from job.preflight.doctor import exit_code
 from tests.servers import FaultProxy
@@ -48,6 +50,23 @@ def test_a_demo_in_a_bucket_is_well(s3_uri: str, tmp_path: Path, capsys: pytest.
     ]  # fmt: skip
     assert {check["status"] for check in checks.values()} == {"ok"}
     assert checks["data"]["text"] == "generated here"
+
+
+def test_a_kernel_that_hangs_is_reported_and_what_comes_after_it_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(gpu, "check_work", lambda device: released.wait())
+    monkeypatch.setattr("job.preflight.doctor.DEVICE_SECONDS", 0.5)
+    code, checks = examine(
+        capsys, "--demo", "--device", "cpu", "--run", tmp_path / "run", "--cache", tmp_path
+    )
+    released.set()
+    assert (code, checks["kernel"]["exit_code"]) == (74, 74)
+    assert checks["kernel"]["text"] == "no answer within 0.5 s"
+    assert "use another machine" in checks["kernel"]["fix"]
+    assert "precision" not in checks
+    assert checks["store"]["status"] == checks["data"]["status"] == "ok"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
