@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -65,3 +66,45 @@ def altered(**fields: object) -> bytes:
 def test_what_is_not_our_weights_is_refused(data: bytes) -> None:
     with pytest.raises(DataError):
         weights.load(data)
+
+
+def with_tensor(change: Callable[[torch.Tensor], torch.Tensor]) -> bytes:
+    tensors = dict(INFO.build().state_dict())
+    tensors["linear.weight"] = change(tensors["linear.weight"]).contiguous()
+    return save_tensors(tensors, metadata={weights.FORMAT: json.dumps(INFO.__dict__)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.Tensor.half, r"linear\.weight is of torch\.float16"),
+        (torch.Tensor.bfloat16, r"linear\.weight is of torch\.bfloat16"),
+        (torch.Tensor.double, r"linear\.weight is of torch\.float64"),
+        (lambda tensor: tensor * float("nan"), r"linear\.weight has values that are not finite"),
+        (lambda tensor: tensor.fill_(float("inf")), r"linear\.weight has values that are not finite"),
+    ],
+)
+def test_weights_of_another_type_or_without_values_are_refused_by_name(
+    change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    weights.load(with_tensor(lambda tensor: tensor))
+    with pytest.raises(DataError, match=message):
+        weights.load(with_tensor(change))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"std": [0.0, 1.0, 1.0]},
+        {"mean": [float("nan"), 1.0, 1.0]},
+        {"depth": 10.0},
+        {"width": True},
+        {"classes": []},
+        {"classes": ["\ud800"]},
+        {"data_sha256": None},
+    ],
+)
+def test_a_description_of_wrong_types_or_values_is_refused(fields: dict[str, object]) -> None:
+    weights.load(altered())
+    with pytest.raises(DataError):
+        weights.load(altered(**fields))
