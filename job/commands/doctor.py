@@ -20,6 +20,7 @@ from job.commands.options import (
     sources,
     store_cache_option,
 )
+from job.events import printable
 from job.settings import Placement
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ def _table(checks: list[Check]) -> Table:
 
     table = Table("check", "", "found", box=None, padding=(0, 2, 0, 0))
     for check in checks:
-        text = Text(check.text)
+        text = Text(printable(check.text))
         if check.fix:
-            text.append(f"\n{check.fix}", style="bold")
+            text.append(f"\n{printable(check.fix)}", style="bold")
         status = check.status + (f" ({check.exit_code})" if check.exit_code else "")
         table.add_row(check.name, Text(status, style=COLOURS[check.status]), text)
     return table

@@ -27,6 +27,7 @@ from job.commands.options import (
 )
 from job.machine.preemption import Preemption
 from job.machine.process import OutputError, require_threads
+from job.run import layout
 from job.settings import Placement
 
 EXAMPLES = """\b
@@ -112,6 +113,7 @@ def _print(report: dict[str, Any]) -> None:
         f"accuracy  {accuracy['final']:.4f}  ({accuracy['correct']} of {accuracy['total']} test images)"
     )
     click.echo(f"score     {score:.5f}  (MicroNet Challenge, as listed)")
-    click.echo(f"report    {report['run']['uri']}/report.json")
-    click.echo(f"page      {report['run']['uri']}/report.html")
+    uri = events.printable(report["run"]["uri"])
+    click.echo(f"report    {uri}/{layout.REPORT}")
+    click.echo(f"page      {uri}/{layout.PAGE}")
     sys.stdout.flush()

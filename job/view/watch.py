@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from job.events import printable
 from job.store.base import Store, TransientError
 from job.view import status
 from job.view.status import Status
@@ -23,7 +24,9 @@ class Look(NamedTuple):
     def text(self) -> str:
         """Return it for people."""
         seen = status.lines(self.seen) if self.seen else ""
-        outage = f"{'store':<10}cannot be reached, asking again: {self.outage}" if self.outage else ""
+        outage = (
+            f"{'store':<10}cannot be reached, asking again: {printable(self.outage)}" if self.outage else ""
+        )
         return "\n".join(filter(None, (seen, outage)))
 
 

@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -84,6 +85,52 @@ def test_a_file_is_read_with_its_names_and_without() -> None:
 def test_what_is_damaged_or_hostile_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - of many causes
         Answers.decode(content)
+
+
+WHOLE = npz(label=LABEL, prediction=PREDICTION)
+
+
+def member(header: bytes) -> bytes:
+    """A file whose label is one array with this header, and no bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        packed.writestr("label.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    return buffer.getvalue()
+
+
+def changed(content: bytes, at: bytes, to: bytes) -> bytes:
+    assert at in content
+    return content.replace(at, to)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        member(b"{'descr': '<i8', 'fortran_order': False, 'shape': (985162418487296,), }\n"),
+        member(b"{'descr': '<i8', 'fortran_order': False, 'shape': (-1,), }\n"),
+        member(b"{'descr': '|O', 'fortran_order': False, 'shape': (0,), }\n"),
+        member(b"{'descr': '<U2000000000', 'fortran_order': False, 'shape': (0,), }\n"),
+        member(b"(" * 9000),
+        member(b"-" * 9000 + b"1"),
+        member(b"{'descr': '<i8', 'fortran_order': False, 'shape': (" + b"9" * 9000 + b",), }"),
+        changed(WHOLE, b"-\x00\x00\x00\x08\x00", b"-\x00\x01\x00\x08\x00"),
+        WHOLE[:80] + b"\xff" * 40 + WHOLE[120:],
+    ],
+    ids=["7 PiB", "negative", "objects", "wide", "deep", "signs", "digits", "encrypted", "bad deflate"],
+)
+def test_a_hostile_array_is_refused_before_it_is_made(content: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - of many causes
+        Answers.decode(content)
+
+
+def test_many_classes_take_no_square_of_memory() -> None:
+    label = np.arange(10_000)
+    tracemalloc.start()
+    results = Answers(label, label[::-1].copy(), (), ()).results()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(results) == 10_000
+    assert peak < 2**25
 
 
 def test_a_bomb_is_not_unpacked() -> None:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from job.run.heartbeat import Heartbeat
 from job.run.lineage import unsaved_seconds
 from job.store import Store, open_store
 from job.view import status
+from tests.run.checkpoint_runs import seal
 from tests.view.runs import WORKER, beat
 
 
@@ -95,3 +97,40 @@ def test_what_a_vanished_attempt_lost_is_read_from_its_heartbeat(store: Store) -
     first, second = begin(store).attempts()[:2]
     assert (first.reason, unsaved_seconds(store, first)) == ("vanished", 4.0)
     assert unsaved_seconds(store, replace(second, reason="preempted")) == 0.0
+
+
+def reclaim(store: Store, **end: object) -> None:
+    content = json.loads(store.get("claims/1").data)
+    content["end"] = {"reason": "preempted", "ended": "2026-01-01T00:00:00+00:00", "position": 1} | end
+    store.put("claims/1", seal(content))
+
+
+def test_what_an_attempt_says_is_shown_escaped_and_short(store: Store) -> None:
+    begin(store)
+    reclaim(store, reason="\x1b]0;title\x07\u202e" + "x" * 10_000)
+    text = status.lines(status.read(store))
+    assert r"phase     \x1b]0;title\x07\u202exxx" in text
+    assert len(text) < 1000
+
+
+@pytest.mark.parametrize(
+    "ended",
+    ["now", "2026-01-01T00:00:00", "9999-12-31T23:59:59-23:59", None, 1, ["2026-01-01T00:00:00+00:00"]],
+)
+def test_a_claim_with_a_wrong_time_is_unreadable(store: Store, ended: object) -> None:
+    begin(store)
+    reclaim(store, ended=ended)
+    assert status.read(store).phase == "unreadable"
+
+
+@pytest.mark.parametrize("rate", [0, 1e-300])
+def test_without_a_speed_no_time_left_is_shown(store: Store, rate: float) -> None:
+    checkpoints, _ = Checkpoints.claim(store, "ab", WORKER)
+    Heartbeat(store, checkpoints.generation, lambda: beat(images_per_second=rate)).write()
+    assert status.read(store).seconds_left is None
+
+
+def test_a_heartbeat_of_the_future_is_not_of_a_negative_age(store: Store) -> None:
+    checkpoints, _ = Checkpoints.claim(store, "ab", WORKER)
+    Heartbeat(store, checkpoints.generation, lambda: beat(time="9000-01-01T00:00:00+00:00")).write()
+    assert status.read(store).lost_if_killed_now_seconds == 4.0
