@@ -20,7 +20,7 @@ FORMAT = "micronet.state/1"
 SLACK_BYTES = 2**24
 """Of a state's file, besides the tensors; the history of 600 epochs takes 90 kB."""
 
-MAX_PICKLE_BYTES, MAX_OPCODES, MAX_TUPLES = 2**23, 2_000_000, 50_000
+MAX_PICKLE_BYTES, MAX_OPCODES, MAX_TUPLES = 2**23, 1_000_000, 50_000
 """Of the part that is not tensors. Nesting is bounded with the tuples, which hashing walks on the C stack."""
 
 COPIES = 3  # of the weights: themselves and Adam's two moments
