@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from job.errors import DataError, JobError
-from job.run import layout, records
-from job.run.records import Claim, Head, Manifest, NewerSchemaError, Worker
+from job.run import documents, layout
+from job.run.documents import NewerSchemaError
+from job.run.records import Claim, Head, Manifest, Worker
 from job.store.base import AbsentError, ConflictError, Store
 
 
@@ -25,7 +26,7 @@ class Seen:
 def read_head(store: Store) -> Seen:
     """Return HEAD as it is now, in whatever state; NewerSchemaError when a later program owns the run."""
     try:
-        part = records.fetch(store, layout.HEAD)
+        part = documents.fetch(store, layout.HEAD)
     except AbsentError:
         return Seen(None, None)
     try:
@@ -119,5 +120,5 @@ def _take(store: Store, claim: Claim) -> None:
     try:
         store.put_if_absent(claim.key, data)
     except ConflictError:
-        if records.fetch(store, claim.key).data != data:  # ours: the answer was lost
+        if documents.fetch(store, claim.key).data != data:  # ours: the answer was lost
             raise

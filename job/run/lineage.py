@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from job.errors import ConfigurationError, DataError
-from job.machine.device import MACHINE
 from job.run import claims, layout
-from job.run.records import Beat, Number, Record, Text, Worker
+from job.run.documents import Record
+from job.run.records import Beat, Number, Text, Worker
 from job.settings import Recipe
 from job.store.base import AbsentError, Store
 
 VANISHED, UNREADABLE, REFUSED, FINISHED = "vanished", "unreadable", "refused", "finished"
 """Reasons that are not an attempt's own words, or that others act on."""
+
+OF_ONE_ATTEMPT = ("host", "started", "recipe", "git")
+"""What a claim says besides what the attempt's bits depend on."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def drift(attempts: list[tuple[int, Worker]]) -> list[Drift]:
 def _circumstances(worker: Worker) -> dict[str, str | None]:
     """Return what an attempt's bits depend on, as text."""
     given = worker.model_dump(exclude_unset=True)
-    fields = {field: given[field] for field in MACHINE if field in given}
+    fields = {field: value for field, value in given.items() if field not in OF_ONE_ATTEMPT}
     recipe = Recipe.before() | worker.recipe if worker.recipe else {}
     fields |= {f"recipe.{field}": value for field, value in recipe.items()}
     return {field: None if value is None else str(value) for field, value in fields.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, DataError
-from job.run import claims, layout, records
+from job.run import claims, documents, layout
 from job.run.records import Epoch, Identity, Manifest
 from job.settings import Recipe
 from job.store.base import AbsentError, ConflictError, Store
@@ -43,7 +43,7 @@ class Run:
         with contextlib.suppress(ConflictError):
             store.put_if_absent(layout.RECIPE, _encode(recipe, recipe.fingerprint))
         name = f"{store.uri}/{layout.RECIPE}"
-        content = records.json_object(records.fetch(store, layout.RECIPE).data, name)
+        content = documents.json_object(documents.fetch(store, layout.RECIPE).data, name)
         found = Identity.parse(content, name)
         run = cls(store, recipe, found.identity or recipe.fingerprint, found.recipe)
         run._accept_drift = accept_drift
@@ -76,7 +76,7 @@ class Run:
     def report(self) -> bytes | None:
         """Return the report of a finished run, None for one that is not finished."""
         try:
-            return records.fetch(self.store, layout.REPORT, MAX_REPORT_BYTES).data
+            return documents.fetch(self.store, layout.REPORT, MAX_REPORT_BYTES).data
         except AbsentError:
             return None
 

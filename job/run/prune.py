@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from job.errors import DataError
 from job.run import layout
-from job.run.records import Manifest, NewerSchemaError
+from job.run.documents import NewerSchemaError
+from job.run.records import Manifest
 from job.store.base import Store
 
 KEPT = 3

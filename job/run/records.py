@@ -1,46 +1,25 @@
-"""The records of a run, each with its type and bounds: what is written is what may be read, and nothing else.
-
-Most are documents: small JSON objects in a store, sealed, so that a changed byte in one is noticed. A seal
-has no key: it protects against damage. What somebody who may write the bucket puts there is
-held by the types.
-"""
+"""The records of a run, each with its type and bounds: what is written is what may be read, nothing else."""
 
 from __future__ import annotations
 
 import builtins
 import hashlib
-import json
-import math
-import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from job.errors import ConfigurationError, DataError
+from job.errors import DataError
 from job.run import layout
-from job.store.base import Part, Store
+from job.run.documents import Document, Record, mistyped
+from job.store.base import Store
 
-MAX_BYTES = 2**20
 LARGEST = 10**12
 """Bound of every number here: no count of steps, bytes, seconds or attempts comes near."""
 
-MAX_DEPTH = 32
 MAX_OBJECTS = 64
 MAX_CHECKPOINT_BYTES = 2**32
 """4 GiB in all; a single put takes 5 GiB. The default network's checkpoint has 116 MB."""
-
-
-class NewerSchemaError(ConfigurationError):
-    """A later version of this program wrote it."""
 
 
 def _time(text: str) -> str:
@@ -70,47 +49,6 @@ Scalar = Annotated[int, Field(ge=0, lt=2**64)] | float | bool | Text | None
 """A value of a recipe's field or of a machine's description; a seed has up to 64 bits."""
 
 Fields = Annotated[dict[Annotated[str, Field(max_length=64)], Scalar], Field(max_length=64)]
-
-
-class Record(BaseModel):
-    """Some fields. No value is converted, no number is NaN or infinite, and an unknown field is left out."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
-
-    @classmethod
-    def parse(cls, content: Any, name: str) -> Self:
-        """Return the record in `content`; DataError naming `name` and the first field that is mistyped."""
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise _mistyped(name, error) from error
-
-
-class Document(Record):
-    """A record that is stored by itself, sealed.
-
-    The seal is the same in every version of every schema, so that damage and a newer schema differ.
-    """
-
-    SCHEMA: ClassVar[str]
-
-    def encode(self) -> bytes:
-        """Return the fields with their schema and the SHA-256 over both, as JSON."""
-        content = {"schema": self.SCHEMA, **self.model_dump()}
-        return json.dumps({**content, "sha256": _seal(content)}, indent=1).encode()
-
-    @classmethod
-    def decode(cls, data: bytes, key: str) -> Self:
-        """Return the document in `data`; `key` names it in errors.
-
-        Raises DataError when it is damaged or something else, NewerSchemaError when its schema is unknown.
-        """
-        return cls.parse(_unsealed(data, cls.SCHEMA, key), key)
-
-    @classmethod
-    def read(cls, store: Store, key: str) -> Self:
-        """Return the document at `key`; raises what `decode` and the store do."""
-        return cls.decode(fetch(store, key).data, key)
 
 
 class StoredObject(Record):
@@ -299,6 +237,11 @@ class Identity(Record):
         return self.model_extra or {}
 
 
+def now() -> str:
+    """Return the time in UTC, as records have it."""
+    return datetime.now(UTC).isoformat()
+
+
 _EPOCHS = TypeAdapter(list[Epoch])
 
 
@@ -307,87 +250,7 @@ def epochs(content: Any, name: str) -> list[Epoch]:
     try:
         history = _EPOCHS.validate_python(content)
     except ValidationError as error:
-        raise _mistyped(name, error) from error
+        raise mistyped(name, error) from error
     if [record.epoch for record in history] != list(range(1, len(history) + 1)):
         raise DataError(f"{name}: its epochs are not 1, 2, 3 and so on")
     return history
-
-
-def now() -> str:
-    """Return the time in UTC, as records have it."""
-    return datetime.now(UTC).isoformat()
-
-
-def fetch(store: Store, key: str, most: int = MAX_BYTES) -> Part:
-    """Return the bytes and version of a small object, and one byte of what is too much."""
-    return store.get_range(key, 0, most + 1)
-
-
-def json_object(data: bytes, name: str, most: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the JSON object in `data`: of bounded size, depth and numbers, and text that can be written.
-
-    Raises DataError naming `name`.
-    """
-    if len(data) > most:
-        raise DataError(f"{name} is larger than the {most} bytes allowed")
-    try:
-        content = json.loads(data, parse_constant=_no_number)
-        _check_plain(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is not JSON, or cut short ({str(error)[:100]})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{name} holds no JSON object")
-    return content
-
-
-def _unsealed(data: bytes, schema: str, key: str) -> dict[str, Any]:
-    content = json_object(data, key)
-    seal = content.pop("sha256", None)
-    if seal is None or seal != _seal(content):
-        raise DataError(f"{key} has been changed since it was written: its own SHA-256 differs")
-    found = content.pop("schema", None)
-    if found == schema:
-        return content
-    name = schema.rpartition("/")[0]
-    if isinstance(found, str) and re.fullmatch(rf"{re.escape(name)}/[1-9][0-9]{{0,3}}", found):
-        raise NewerSchemaError(
-            f"{key} is of schema {found}; this version reads {schema}",
-            "Resume with the version that wrote it, or a newer one",
-        )
-    raise DataError(f"{key} is of schema {str(found)[:60]!r}, not {schema}")
-
-
-def _seal(content: dict[str, Any]) -> str:
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _mistyped(name: str, error: ValidationError) -> DataError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))[:100]
-    reason = f"{place}: {first['msg']}" if place else first["msg"]
-    return DataError(f"{name} is not what this program writes ({reason[:200]})")
-
-
-def _check_plain(content: Any) -> None:
-    """Raise ValueError for what is too deep, too large a number, or text that UTF-8 cannot write."""
-    waiting = [(content, 0)]
-    while waiting:
-        value, depth = waiting.pop()
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested more than {MAX_DEPTH} deep")
-        if isinstance(value, dict):
-            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
-        elif isinstance(value, list):
-            waiting += [(item, depth + 1) for item in value]
-        elif isinstance(value, str):
-            value.encode()
-        elif isinstance(value, float):
-            if not math.isfinite(value):
-                _no_number(str(value))
-        elif isinstance(value, int) and abs(value) >= 2**64:
-            raise ValueError("a number of more than 64 bits")
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")

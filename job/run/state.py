@@ -14,7 +14,8 @@ from pydantic import AfterValidator, ConfigDict
 from torch import Tensor, nn
 
 from job.errors import DataError
-from job.run.records import Count, Epoch, Number, Quantity, Record, epochs
+from job.run.documents import Record
+from job.run.records import Count, Epoch, Number, Quantity, epochs
 
 FORMAT = "micronet.state/1"
 SLACK_BYTES = 2**24

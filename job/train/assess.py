@@ -14,7 +14,7 @@ from job.errors import ConfigurationError
 from job.machine import device as devices
 from job.machine import faults
 from job.network import weights
-from job.run import layout, records
+from job.run import documents, layout
 from job.settings import DEMO_DATA
 from job.store import Store, local_path, open_store
 from job.store.base import AbsentError
@@ -63,7 +63,7 @@ def _recorded_source(store: Store, sha256: str) -> str:
     """
     fix = "Name it with --data"
     try:
-        data = records.fetch(store, layout.REPORT, evidence.MAX_BYTES).data
+        data = documents.fetch(store, layout.REPORT, evidence.MAX_BYTES).data
     except AbsentError as error:
         if sha256 == CIFAR100[0].sha256:
             return CIFAR100[0].uri

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import jsonschema
 
 from job.errors import DataError
-from job.run import layout, records
+from job.run import documents, layout, records
 from job.run.lineage import lineage
 from job.run.records import Epoch, Identity
 from job.score import report as reports
@@ -95,7 +95,7 @@ def runs_at(store: Store) -> list[str]:
 
 def parse_report(data: bytes, name: str) -> dict[str, Any]:
     """Return the report in `data`; DataError naming `name` where it is none."""
-    report = records.json_object(data, name, MAX_BYTES)
+    report = documents.json_object(data, name, MAX_BYTES)
     try:
         reports.encode(report)
     except jsonschema.ValidationError as error:
@@ -107,7 +107,7 @@ def _file(store: Store, key: str, parse: Callable[[bytes, str], Content]) -> Con
     """Return the parsed file, None where there is none."""
     name = f"{store.uri}/{key}"
     try:
-        data = records.fetch(store, key, MAX_BYTES).data
+        data = documents.fetch(store, key, MAX_BYTES).data
     except AbsentError:
         return None
     if len(data) > MAX_BYTES:
@@ -119,11 +119,11 @@ def _file(store: Store, key: str, parse: Callable[[bytes, str], Content]) -> Con
 
 
 def _history(data: bytes, name: str) -> list[Epoch]:
-    return records.epochs([records.json_object(line, name) for line in data.splitlines()], name)
+    return records.epochs([documents.json_object(line, name) for line in data.splitlines()], name)
 
 
 def _recipe(data: bytes, name: str) -> dict[str, Any]:
-    found = Identity.parse(records.json_object(data, name), name)
+    found = Identity.parse(documents.json_object(data, name), name)
     return {**found.recipe, **({"identity": found.identity} if found.identity else {})}
 
 

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 
 from job.errors import DataError
 from job.events import printable
-from job.run import layout, records
+from job.run import documents, layout, records
 from job.run.claims import latest
+from job.run.documents import Record
 from job.run.heartbeat import EVERY_SECONDS
 from job.run.lineage import REFUSED, last_beat, lineage
 from job.run.outputs import MAX_REPORT_BYTES
-from job.run.records import Beat, Record, Share
+from job.run.records import Beat, Share
 from job.store.base import Store
 from job.words import duration
 
@@ -118,8 +119,8 @@ class _Report(Record):
 def _final_accuracy(store: Store) -> float | None:
     """Return the report's accuracy, None in the moment before it is published or where it is damaged."""
     try:
-        data = records.fetch(store, layout.REPORT, MAX_REPORT_BYTES).data
-        content = records.json_object(data, layout.REPORT, MAX_REPORT_BYTES)
+        data = documents.fetch(store, layout.REPORT, MAX_REPORT_BYTES).data
+        content = documents.json_object(data, layout.REPORT, MAX_REPORT_BYTES)
         return _Report.parse(content, layout.REPORT).accuracy.final
     except DataError:
         return None

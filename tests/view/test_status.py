@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -97,6 +99,12 @@ def test_what_a_vanished_attempt_lost_is_read_from_its_heartbeat(store: Store) -
     first, second = begin(store).attempts()[:2]
     assert (first.reason, unsaved_seconds(store, first)) == ("vanished", 4.0)
     assert unsaved_seconds(store, replace(second, reason="preempted")) == 0.0
+
+
+def test_a_status_needs_no_torch() -> None:
+    """It takes seconds to import, on the laptop of somebody who looks."""
+    code = "import sys, job.view.status, job.commands.status; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def reclaim(store: Store, **end: object) -> None:
