@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from job.address import redact_text
+
 
 class ExplainedError(BaseException):
     """Something the user can understand and act on; shown as one line, without a traceback.
 
-    `fix` says what to do. `exit_code` is the process's status (see the README's table).
+    `fix` says what to do. `exit_code` is the process's status (see the README's table). Addresses in both
+    lose what may be a secret: libraries put whole addresses into their messages.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, fix: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.fix = fix
+        self.message = redact_text(message)
+        self.fix = redact_text(fix)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         """Return the cause and, where there is one, the fix."""

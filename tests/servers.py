@@ -140,6 +140,7 @@ class RangeServer:
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     validators: bool = True  # send ETags
     lengths: bool = True  # send Content-Length; the end of the connection is the end of the file otherwise
+    redirects: dict[str, str] = field(default_factory=dict)
     uri: str = ""
 
     def start(self) -> None:
@@ -163,6 +164,11 @@ class RangeServer:
     def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         self.requests.append((handler.path, handler.headers.get("Range")))
         kind, amount = self.faults.pop(0) if self.faults else ("", 0)
+        if target := self.redirects.get(handler.path):
+            handler.send_response(302)
+            handler.send_header("Location", target)
+            handler.end_headers()
+            return
         data = self.files.get(handler.path.partition("?")[0])
         if kind == "status" or data is None:
             handler.send_error(amount if kind == "status" else 404)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from job.address import has_credentials, redact
 from job.cloud.array import SIZE
 from job.errors import UsageError
 
@@ -17,7 +18,11 @@ SHARED_MEMORY_MIB = 1024
 """Of /dev/shm, where a container gets 64 MiB by itself: https://github.com/pytorch/pytorch/issues/5040."""
 
 _DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
-_SECRET = re.compile(r"(SECRET|TOKEN|PASSWORD)(?!.*_FILE$)", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(?!.*_(FILE|PATH|ID|URI)$|GOOGLE_APPLICATION_CREDENTIALS$)"  # these say where a secret is, or whose
+    r"(.*(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|APIKEY)|(.*_)?(PASS|PWD|KEY|AUTH|PAT|SIGNATURE)S?(_|$))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def train_task(
     job should be given.
     """
     variables = dict(variables or {})
-    _check(run, image, variables)
+    _check(run, image, variables, data)
     arguments = ["train", "--run", run, "--cache", CACHE, "--device", device, *recipe_arguments(recipe)]
     arguments += [part for source in data for part in ("--data", source)]
     arguments += ["--demo"] if demo else []
@@ -87,20 +92,29 @@ def recipe_arguments(recipe: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
-def _check(run: str, image: str | None, variables: Mapping[str, str]) -> None:
-    if not re.fullmatch(r"s3://[^/]+/.*[^/]", run):
+def _check(run: str, image: str | None, variables: Mapping[str, str], data: Sequence[str]) -> None:
+    if not re.fullmatch(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*/.*[^/]", run):
         raise UsageError(
-            f"--run: {run!r} is no s3://bucket/prefix", "A job's machine and its disk go away: name a bucket"
+            f"--run: {redact(run)!r} is not s3://bucket/prefix",
+            "A job's machine and its disk go away: name a bucket",
         )
     if image is not None and not _DIGEST.fullmatch(image):
         raise UsageError(
             f"--image: {image!r} has no digest, and a tag may move between two attempts",
             "Write NAME@sha256:DIGEST, as pushing the image prints it",
         )
-    if secret := next(filter(_SECRET.search, variables), None):
-        raise UsageError(
-            f"--env {secret}: whoever may read the job could read it", "Give the job a role, or use --secret"
-        )
+    for name, value in variables.items():
+        if _SECRET.match(name) or has_credentials(value):
+            raise UsageError(
+                f"--env {name}: whoever may read the job could read it",
+                "Give the job a role, or use --secret",
+            )
+    for address in data:
+        if has_credentials(address):
+            raise UsageError(
+                f"--data {redact(address)}: whoever may read the job could read its credentials",
+                "Name an address without them, or give it as MICRONET_DATA with --secret",
+            )
 
 
 def _name(run: str) -> str:

@@ -42,7 +42,7 @@ class Pair(click.ParamType[tuple[str, str]]):
         """Return the name and the value; fail where one is missing."""
         name, _, text = str(value).partition("=")
         if not (name.isidentifier() and text):
-            self.fail(f"{value!r} is not NAME=VALUE", parameter, context)
+            self.fail(f"{name!r} is not NAME=VALUE", parameter, context)  # the value may be a secret
         return name, text
 
 

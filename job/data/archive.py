@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job import events
+from job.address import redact
 from job.data.cifar import CIFAR100_SHA256, FILES, FOLDER
 from job.data.download import download
 from job.data.extract import extract
@@ -38,11 +39,8 @@ class Source:
     size: int | None = None
 
     def __str__(self) -> str:
-        """Return the URI without what could be a secret: the user's name, the password, the query."""
-        parts = urllib.parse.urlsplit(self.uri)
-        if parts.scheme not in ("http", "https"):
-            return self.uri
-        return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+        """Return the URI without what could be a secret."""
+        return redact(self.uri)
 
 
 CIFAR100 = (
@@ -66,19 +64,35 @@ class Archive:
 def parse_source(text: str) -> Source:
     """Read a path, `file://`, `http(s)://` or `s3://bucket/key`, with `#sha256=HEX` or without.
 
-    Raises UsageError for another scheme or a hash that is none.
+    Raises UsageError for another scheme, an address that is not one, and a hash that is not one.
     """
     uri, mark, sha256 = text.rpartition("#sha256=")
     if not mark:
         uri, sha256 = text, ""
-    elif not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise UsageError(f"{sha256!r:.80} is not a SHA-256", "Write 64 hex digits after #sha256=")
-    scheme = urllib.parse.urlsplit(uri).scheme if "://" in uri else "file"
-    if scheme not in SCHEMES or not uri:
+    name = redact(uri)
+    if mark and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise UsageError(f"{name!r:.200} has no SHA-256", "Write 64 hex digits after #sha256=")
+    scheme, separator, rest = uri.partition("://")
+    if not uri or (separator and scheme.lower() not in SCHEMES):
         raise UsageError(
-            f"{text!r:.200} is no source of data", f"Give a path or one of {', '.join(SCHEMES)}://"
+            f"{name!r:.200} is not a source of data", f"Give a path or one of {', '.join(SCHEMES)}://"
+        )
+    if separator:
+        uri = f"{scheme.lower()}://{rest}"
+    if uri.startswith(HTTP) and not _is_valid(uri):
+        raise UsageError(
+            f"{name!r:.200} is not a valid address",
+            "In a password write # as %23, / as %2F, ? as %3F, [ as %5B",
         )
     return Source(uri, sha256.lower() or None)
+
+
+def _is_valid(uri: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        return bool(parts.hostname) and parts.port != 0  # a port that is not a number raises
+    except ValueError:
+        return False
 
 
 def fetch(sources: Sequence[Source], cache: Path, store_cache: str | None = None) -> Archive:

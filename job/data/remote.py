@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import responses as REASONS
 
 import requests
 import urllib3.exceptions
@@ -73,8 +74,8 @@ def _open_http(uri: str, offset: int, version: str | None) -> Iterator[Remote]:
         headers |= {"Range": f"bytes={offset}-", "If-Range": version}
     try:
         response = requests.get(uri, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS))
-    except requests.exceptions.InvalidURL as error:
-        raise DataError("not a valid address", "Correct it") from error
+    except ValueError as error:  # of requests, for this address or one that it redirects to
+        raise DataError("it is, or redirects to, an address of another kind", "Correct it") from error
     except requests.RequestException as error:
         raise TransientError(f"no answer ({_cause(error)})", "Check the network, or try later") from error
     with response:
@@ -88,7 +89,7 @@ def _open_http(uri: str, offset: int, version: str | None) -> Iterator[Remote]:
 
 
 def _check_status(response: requests.Response) -> None:
-    status = f"HTTP {response.status_code} {response.reason}"
+    status = f"HTTP {response.status_code} {REASONS.get(response.status_code, '')}".rstrip()
     if response.status_code in (200, 206):
         return
     if response.status_code in (401, 403, 407):
@@ -154,7 +155,11 @@ def _open_stored(uri: str, offset: int, version: str | None) -> Remote:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost cause is the one a person can act on, such as `Connection refused`."""
+    """Return the innermost cause, which a person can act on, such as `Connection refused`.
+
+    Only the system's own words: a library's may hold the address, and a server's anything.
+    """
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
-    return f"{type(error).__name__}: {error}"
+    words = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

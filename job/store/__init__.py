@@ -7,6 +7,7 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from job.address import redact
 from job.errors import DataError, UsageError
 from job.settings import RETRY_SECONDS
 from job.store.base import Store, check_key
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from job.store.s3_client import Service
 
 __all__ = ["Store", "local_path", "open_store", "service"]
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
@@ -30,11 +33,14 @@ def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
 
         _check_utf8(str(path.absolute()))
         return RetryingStore(LocalStore(path), retry_seconds)
-    parts = urllib.parse.urlsplit(uri)
-    bucket, prefix = parts.netloc, uri.split("://", 1)[1].partition("/")[2].strip("/")
     _check_utf8(uri)
-    if parts.scheme != "s3" or not bucket:
-        raise UsageError(f"{uri!r} is not a store", "Give a folder, file:///folder or s3://bucket/prefix")
+    scheme, _, rest = uri.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    prefix = prefix.strip("/")
+    if scheme.lower() != "s3" or not _BUCKET.fullmatch(bucket):
+        raise UsageError(
+            f"{redact(uri)!r} is not a store", "Give a folder, file:///folder or s3://bucket/prefix"
+        )
     try:
         prefix = check_key(prefix) if prefix else ""
     except DataError as error:
@@ -71,12 +77,16 @@ def local_path(uri: str) -> Path | None:
         raise UsageError("the path is empty", "Give a path or a URI")
     if "://" not in uri:
         if re.match("(s3|gs|https?):/", uri):
-            raise UsageError(f"{uri!r} lacks a slash, as pathlib writes it", "Write two: s3://bucket/prefix")
+            raise UsageError(
+                f"{redact(uri)!r} lacks a slash, as pathlib writes it", "Write two: s3://bucket/prefix"
+            )
         return Path(uri)
-    parts = urllib.parse.urlsplit(uri)
-    if parts.scheme != "file":
+    scheme, _, rest = uri.partition("://")
+    if scheme.lower() != "file":
         return None
-    path = Path(urllib.parse.unquote(parts.path))
-    if parts.netloc not in ("", "localhost") or not path.is_absolute():
-        raise UsageError(f"{uri!r} does not name a file of this machine", "Write file:///absolute/path")
-    return path
+    host, slash, name = rest.partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise UsageError(
+            f"{redact(uri)!r} does not name a file of this machine", "Write file:///absolute/path"
+        )
+    return Path(slash + urllib.parse.unquote(name))

@@ -20,6 +20,7 @@ from botocore.config import Config
 from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.model import OperationModel
 
+from job.address import redact
 from job.errors import ConfigurationError, JobError
 from job.store.base import DoubtfulError, RefusedError, TransientError
 from job.store.s3_errors import ERRORS, FOREIGN, ForeignAnswerError, explain
@@ -86,7 +87,7 @@ class Connection:
         with self.errors():
             credentials = self._session.get_credentials()
         return Service(
-            endpoint=self._client("auto").meta.endpoint_url,
+            endpoint=redact(self._client("auto").meta.endpoint_url),
             addressing=self._found_style,
             checksums=self._found_checksums,
             clock_ahead_seconds=self._clock_ahead,

@@ -116,7 +116,19 @@ def test_an_image_is_named_by_its_digest(image: str) -> None:
         train_task(RUN, {}, image=image)
 
 
-@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "my_password"])
+SECRETS = [
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "my_password",
+    "DB_PASS",
+    "API_KEY",
+    "APIKEY",
+    "GITHUB_PAT",
+]
+SECRETS += ["PGPASSWORD", "MYSQL_PWD", "SSH_PRIVATE_KEY", "BASIC_AUTH", "AZURE_CREDENTIALS", "PASSPHRASE"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
 def test_no_secret_gets_into_a_document(name: str) -> None:
     with pytest.raises(UsageError, match=name):
         train_task(RUN, {}, variables={name: "hidden"})
@@ -125,8 +137,38 @@ def test_no_secret_gets_into_a_document(name: str) -> None:
     assert "hidden" not in done.stderr
 
 
-def test_a_token_s_file_is_no_secret() -> None:
-    variables = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token"}
+ADDRESSES = [
+    "https://user:hidden@host/a",
+    "https://host/a?X-Amz-Signature=hidden",
+    "ftp://u:hi#hidden@host/a",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_no_secret_of_an_address_gets_into_a_document(address: str) -> None:
+    for option, name in (("--data", "--data"), ("--env", "DATABASE")):
+        value = address if option == "--data" else f"DATABASE={address}"
+        done = micronet("submit", "aws", "--run", RUN, option, value, "--dry-run")
+        assert_one_clear_line(done, 2, name, "--secret")
+        assert "hidden" not in done.stderr
+    done = micronet("submit", "aws", "--run", address, "--dry-run")
+    assert_one_clear_line(done, 2, "--run")
+    assert "hidden" not in done.stderr
+
+
+def test_a_value_without_a_name_is_not_repeated() -> None:
+    done = micronet("submit", "aws", "--run", RUN, "--env", "DB-PASS=hidden")
+    assert done.returncode == 2
+    assert "'DB-PASS' is not NAME=VALUE" in done.stderr
+    assert "hidden" not in done.stderr
+
+
+def test_where_a_secret_is_kept_is_no_secret() -> None:
+    variables = {
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/var/run/key.json",
+        "AWS_ENDPOINT_URL_S3": "http://minio:9000",
+    }
     assert train_task(RUN, {}, variables=variables).environment.items() >= variables.items()
 
 

@@ -48,6 +48,7 @@ def sha256(data: bytes) -> str:
         (f"/data/a#1.tar.gz#sha256={HASH.upper()}", Source("/data/a#1.tar.gz", HASH)),
         ("/data/a#1.tar.gz", Source("/data/a#1.tar.gz")),
         ("file:///data/a.tar.gz", Source("file:///data/a.tar.gz")),
+        ("HTTPS://host/a.tar.gz", Source("https://host/a.tar.gz")),
         (f"https://host/a?b=c#sha256={HASH}", Source("https://host/a?b=c", HASH)),
         (f"s3://bucket/a/b.tar.gz#sha256={HASH}", Source("s3://bucket/a/b.tar.gz", HASH)),
     ],
@@ -65,6 +66,10 @@ def test_a_source_is_read(text: str, source: Source) -> None:
         "a#sha256=",
         "a#sha256=12",
         f"a#sha256={'g' * 64}",
+        "http://[::1/a",
+        "http://host:port/a",
+        "http://user:pass#word@host/a",
+        "http:///a",
         f"#sha256={HASH}",
     ],
 )
@@ -178,6 +183,18 @@ def test_secrets_in_an_address_are_not_repeated(
         fetch([Source(f"{address}/bad?signature=hush")], tmp_path / "cache")
     assert "hush" not in "".join([*capsys.readouterr(), str(caught.value), str(unreachable.value)])
     assert "hush" not in "".join(path.read_text() for path in (tmp_path / "cache").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "target", ["ftp://user:hush@host/a", "http://user:hush@127.0.0.1:1/a", "http://[hush"]
+)
+def test_secrets_in_a_redirect_are_not_repeated(tmp_path: Path, serve: Serve, target: str) -> None:
+    server = serve({})
+    server.redirects = {"/a": target}
+    with pytest.raises(JobError) as caught:
+        fetch([Source(f"{server.uri}/a")], tmp_path / "cache")
+    assert f"{server.uri}/a" in caught.value.message
+    assert "hush" not in str(caught.value)
 
 
 @pytest.fixture
