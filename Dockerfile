@@ -47,7 +47,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
       "$site"/nvidia/nvshmem/lib/libnvshmem_device.* "$site"/nvidia/nvshmem/lib/nvshmem_transport_* "$site"/torch/bin \
       "$site"/triton/backends/nvidia/lib/cupti* "$site"/triton/_C/libproton.so \
  && find "$site" -name libtriton.so -exec strip --strip-unneeded '{}' + \
- && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash "$site" \
+ && /opt/venv/bin/python -m compileall -q -j 0 -x torch/testing --invalidation-mode unchecked-hash "$site" \
  && number=0 \
  && for part in nvidia/cudnn 'nvidia/cu*/lib/libcublas*' 'nvidia/cu[0-9]*' nvidia torch triton; do \
       number=$((number + 1)); \

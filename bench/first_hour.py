@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.predictions import PREDICTIONS, compare, line
+from job.checks.laboratory import write_data
 
 LIMIT_SECONDS = 570.0
 TIMED_OUT = 124
@@ -39,7 +40,7 @@ class Hour:
     out: Path
     device: str
     quick: bool
-    data: str | None  # an archive in CIFAR-100's format; None: generated images
+    data: str | None  # an archive in CIFAR-100's format; None: that of --demo
 
     def stages(self) -> dict[str, Parts]:
         """Return all stages in their order."""
@@ -60,7 +61,7 @@ class Hour:
         return [sys.executable, "-m", f"bench.{name}", "--device", self.device, *words]
 
     def _runs(self, *words: str, demo: bool = False) -> list[str]:
-        small = ["--depth", "10", "--width", "1", "--batch-size", "256"] if self.quick else []
+        small = self._small("--width", "1")
         return [sys.executable, "-m", "bench.runs", *words, *self._where(demo), *small]
 
     def _small(self, *words: str) -> list[str]:
@@ -68,7 +69,7 @@ class Hour:
         return ["--depth", "10", "--batch-size", "16", *words] if self.quick else []
 
     def _where(self, demo: bool = False) -> list[str]:
-        source = ["--demo"] if demo or not self.data else ["--data", self.data]
+        source = ["--demo"] if not self.data or (demo and not self.quick) else ["--data", self.data]
         return [*source, "--cache", f"{self.out}/cache", "--device", self.device]
 
     def _selftest(self) -> list[str]:
@@ -77,7 +78,7 @@ class Hour:
         return [*JOB, "selftest", "--run", store, "--kills", kills, "--device", self.device]
 
     def _demo(self) -> list[str]:
-        return self._runs("stopped", "--cycles", "1@2e-2" if self.quick else "6@2e-2", demo=True)
+        return self._runs("stopped", "--cycles", "30@2e-2" if self.quick else "6@2e-2", demo=True)
 
     def _bench_command(self, *words: str) -> list[str]:
         return [*JOB, "bench", "--json", "--device", self.device, *words]
@@ -194,13 +195,18 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=Path("first-hour"), help="folder of the results")
-    parser.add_argument("--data", help="such as `python -m bench.fashion_mnist` makes; default: generated")
+    parser.add_argument(
+        "--data", metavar="ARCHIVE", help="such as `python -m bench.fashion_mnist` makes; default: --demo's"
+    )
     options = parser.parse_args()
     if unknown := set(options.stage) - set(names):
         parser.error(f"there is no stage {', '.join(sorted(unknown))}")
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     data = str(Path(options.data).absolute()) if options.data else None
+    if options.quick and not data:
+        data = str(out / "data.tar.gz")
+        write_data(Path(data))
     hour = Hour(out, "cpu" if options.quick else options.device, options.quick, data)
     due = {
         stage: parts

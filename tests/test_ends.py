@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import pytest
 from job import cli, settings
 from job.checks.child import named, started
 from job.machine.preemption import Preemption
-from job.run import checkpoints, claims
+from job.run import claims, layout
+from job.run.records import Claim, Worker
 from job.score import report as reports
-from job.store import open_store
+from job.store import Store, open_store
 from job.view import page
 from tests.archives import contents, write_archive, write_tar
 
@@ -195,7 +196,7 @@ def test_a_run_comes_to_its_report_when_its_cycles_end_where_it_is(
     micronet: Any, archive: Path, killed: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(killed, tmp_path / "run")
-    newest = checkpoints.latest(open_store(str(run)))
+    newest = claims.latest(open_store(str(run)))
     assert newest
     cycles = f"{newest.epoch}@1e-3"
     assert micronet("train", *arguments(archive, run), *LONG[2:], "--cycles", cycles, "--accept-drift") == 0
@@ -215,15 +216,24 @@ def test_other_data_of_the_same_shape_is_accepted_to_the_report(
     assert report_of(run)["data"]["test"] == 30
 
 
+def worker(store: Store) -> dict[str, Any]:
+    """What the first attempt's claim says of it."""
+    return Claim.read(store, layout.claim(1)).attempt.model_dump()
+
+
+def reclaim(store: Store, about: dict[str, Any]) -> None:
+    claim = Claim.read(store, layout.claim(1))
+    claims.save(store, claim.model_copy(update={"attempt": Worker.parse(about, "the test")}))
+
+
 @pytest.mark.parametrize("ahead_hours", [1, 24, -24])
 def test_the_clock_of_an_earlier_machine_stops_no_report(
     micronet: Any, archive: Path, killed: Path, tmp_path: Path, capsys: Any, ahead_hours: int
 ) -> None:
     run = shutil.copytree(killed, tmp_path / "run")
     store = open_store(str(run))
-    claim = claims.read(store, 1)
-    began = datetime.fromisoformat(claim.attempt["started"]) + timedelta(hours=ahead_hours)
-    replace(claim, attempt={**claim.attempt, "started": began.isoformat()}).save(store)
+    began = datetime.fromisoformat(worker(store)["started"]) + timedelta(hours=ahead_hours)
+    reclaim(store, worker(store) | {"started": began.isoformat()})
     assert micronet("train", *arguments(archive, run), *LONG) == 0
     training = report_of(run)["training"]
     assert 0 < training["trained_seconds"] < 3600
@@ -321,8 +331,7 @@ def another(killed: Path, tmp_path: Path) -> Any:
     def copy(**differs: str | None) -> Path:
         run = shutil.copytree(killed, tmp_path / "another")
         store = open_store(str(run))
-        claim = claims.read(store, 1)
-        replace(claim, attempt={**claim.attempt, **differs}).save(store)
+        reclaim(store, worker(store) | differs)
         return run
 
     return copy
@@ -371,9 +380,8 @@ def test_an_attempt_that_did_not_record_a_field_is_no_drift(
 ) -> None:
     run = shutil.copytree(killed, tmp_path / "run")
     store = open_store(str(run))
-    claim = claims.read(store, 1)
-    old = {name: claim.attempt[name] for name in ("host", "started", "device", "torch", "recipe")}
-    replace(claim, attempt=old).save(store)
+    old = {name: worker(store)[name] for name in ("host", "started", "device", "torch", "recipe")}
+    reclaim(store, old)
     assert micronet("train", *arguments(archive, run), *LONG, "--exact") == 0
     assert report_of(run)["lineage"]["drift"] == []
 

@@ -76,7 +76,9 @@ def laboratory(
     prefix = f"{home}/selftest-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(prefix="micronet-selftest-") as folder:
         try:
-            _put_data(open_store(prefix), Path(folder))
+            archive = Path(folder, ARCHIVE)
+            write_data(archive)
+            open_store(prefix).put(ARCHIVE, archive)
             yield Laboratory(prefix, Path(folder), epochs, options, preemption)
         finally:
             if keep:
@@ -85,14 +87,13 @@ def laboratory(
                 _remove(prefix)
 
 
-def _put_data(store: Store, folder: Path) -> None:
-    """Write the archive that the attempts download."""
+def write_data(archive: Path) -> None:
+    """Write a data set of 200 training and 200 test images in 100 classes."""
     generator = np.random.default_rng(SEED)
     train, test = demo.generate(TRAIN_PER_CLASS, generator), demo.generate(TEST_PER_CLASS, generator)
     coarse = [shape for shape in demo.SHAPES for _ in demo.HUES]
     classes = [f"{hue} {shape}" for shape in demo.SHAPES for hue in demo.HUES]
-    write_archive(folder / ARCHIVE, train, test, classes, coarse)
-    store.put(ARCHIVE, folder / ARCHIVE)
+    write_archive(archive, train, test, classes, coarse)
 
 
 def _remove(prefix: str) -> None:

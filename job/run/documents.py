@@ -72,7 +72,7 @@ def fetch(store: Store, key: str, most: int = MAX_BYTES) -> Part:
 
 
 def json_object(data: bytes, name: str, most: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the JSON object in `data`: of bounded size, depth and numbers, and text that can be written.
+    """Return the JSON object in `data`: of bounded size, depth and numbers.
 
     Raises DataError naming `name`.
     """
@@ -119,7 +119,7 @@ def mistyped(name: str, error: ValidationError) -> DataError:
 
 
 def _check_plain(content: Any) -> None:
-    """Raise ValueError for what is too deep, too large a number, or text that UTF-8 cannot write."""
+    """Raise ValueError for what is too deep, or too large a number."""
     waiting = [(content, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -129,8 +129,6 @@ def _check_plain(content: Any) -> None:
             waiting += [(item, depth + 1) for pair in value.items() for item in pair]
         elif isinstance(value, list):
             waiting += [(item, depth + 1) for item in value]
-        elif isinstance(value, str):
-            value.encode()
         elif isinstance(value, float):
             if not math.isfinite(value):
                 _no_number(str(value))

@@ -44,6 +44,7 @@ from job.train.trainer import Trainer
 from job.view import evidence
 
 NEEDED = set(layout.OUTPUTS) - {layout.SAMPLES}
+MAX_TEXT = 1000  # characters of what an attempt says of itself
 END_SECONDS = 5.0  # that recording the reason of a failure may take
 SETTLE_SECONDS = 60.0  # that the end of a failed attempt waits for what the saver holds
 FIRST_NOTICE_SECONDS = 2.0  # that a start waits at most for a cloud to say that the machine is going
@@ -99,8 +100,9 @@ class Attempt:
         `network` bounds the state that is read. Raises PreemptedError where the machine is about to go, and
         what `Checkpoints.claim` and the block raise.
         """
-        host, recipe = events.printable(socket.gethostname()), run.recipe.to_json()
-        described = {"host": host, "started": records.now(), "recipe": recipe, "git": revision(), **machine}
+        about = {"host": socket.gethostname(), "git": revision(), **machine}
+        told = {name: text and events.printable(text)[:MAX_TEXT] for name, text in about.items()}
+        described = {**told, "started": records.now(), "recipe": run.recipe.to_json()}
         worker = Worker.parse(described, "this attempt")
         poller = NoticePoller()
         poller.start()

@@ -40,7 +40,7 @@ def csv(runs: Sequence[Evidence]) -> bytes:
         about = [_no_formula(label), _no_formula(run.identity)]
         epochs = [record.to_json() for record in run.history]
         writer.writerows([*about, *(values.get(name, "") for name in COLUMNS)] for values in epochs)
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def tensorboard(runs: Sequence[Evidence]) -> dict[str, bytes]:

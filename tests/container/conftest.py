@@ -40,7 +40,7 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def image(engine: Engine) -> Image:
     """The image, built once."""
-    return build(engine, "--layers=true" if KEPT else "--layers=false")
+    return build(engine, "--layers=true")
 
 
 def _missing(parent: Path) -> str:

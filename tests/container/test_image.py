@@ -17,14 +17,19 @@ pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
 
 SIZE_GB = 5.8  # measured: 5.64, of which 4.6 are PyTorch's and NVIDIA's wheels
 
+LARGEST_LAYER_GB = 1.3
+CODE_MB = 5
+
 AS_ROOT = ("--user=0:0",)
 
 ENVIRONMENT = {
     "HOME": "/tmp",
+    "LD_LIBRARY_PATH": "/usr/local/nvidia/lib:/usr/local/nvidia/lib64",
     "MPLCONFIGDIR": "/tmp/matplotlib",
     "NVIDIA_DISABLE_REQUIRE": "true",
     "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
     "NVIDIA_VISIBLE_DEVICES": "all",
+    "TORCH_DISABLE_NATIVE_JIT": "1",
 }
 
 TIMED = """
@@ -46,6 +51,21 @@ for folder in ("/opt/micronet", sys.prefix + "/lib"):
             print(source)
 """
 """Prints the modules whose byte code is absent or would be made anew: PEP 552 has the format."""
+
+
+LOADED = """
+import ctypes, pathlib, site
+import torch
+for root in map(pathlib.Path, site.getsitepackages()):
+    for path in [*root.glob("nvidia/**/*.so*"), *root.glob("torch/lib/*.so*")]:
+        try:
+            ctypes.CDLL(str(path))
+        except OSError as error:
+            print(error)
+"""
+
+OUTSIDE = re.compile(r"lib(cuda|mlx5|mpi|pmix|oshmem|fabric|ucs)\.so")
+"""Of the driver and of clusters; no wheel has brought them."""
 
 
 def inside(engine: Engine, image: Image, *command: str, options: Sequence[str] = HARDENED) -> list[str]:
@@ -79,12 +99,26 @@ def test_is_as_small_as_the_wheels_allow(engine: Engine, image: Image) -> None:
     assert size < SIZE_GB
 
 
+def test_the_wheels_are_split_and_the_code_is_a_layer_of_its_own(engine: Engine, image: Image) -> None:
+    history = engine.podman("history", "--format={{.Size}} {{.CreatedBy}}", "--human=false", image.tag)
+    sizes = [int(line.split(" ", 1)[0]) for line in history.expect(0).out.splitlines()]  # newest first
+    print([f"{size / 1e6:.1f} MB" for size in sizes if size])
+    wheels = next(place for place, size in enumerate(sizes) if size > 100e6)
+    assert sum(sizes[:wheels]) < CODE_MB * 1e6
+    assert max(sizes) < LARGEST_LAYER_GB * 1e9
+
+
+def test_every_library_that_is_left_finds_those_it_names(engine: Engine, image: Image) -> None:
+    failures = inside(engine, image, "/opt/venv/bin/python", "-c", LOADED)
+    assert [line for line in failures if not OUTSIDE.search(line)] == []
+
+
 def test_holds_neither_data_nor_what_only_the_build_needed(engine: Engine, image: Image) -> None:
     everything = inside(engine, image, "/usr/bin/find", "/", "-xdev", options=AS_ROOT)
     assert "/opt/micronet/bin/micronet" in everything
     left = re.compile(
         r"/(data|runs|build|dist)/|/root/\.cache/.|/var/lib/apt/lists/.|/opt/pip"
-        r"|/opt/venv/lib/[^/]*/[^/]*/(pip|triton|spacy)$|.*/cifar[^/]*\.(tar|gz|zip)$|.*\.whl$|.*/\.git$"
+        r"|/opt/venv/lib/[^/]*/[^/]*/(pip|spacy|thinc|blis)$|.*/cifar[^/]*\.(tar|gz|zip)$|.*\.whl$|.*/\.git$"
     )
     assert [path for path in everything if left.match(path)] == []
 
@@ -133,7 +167,7 @@ def test_other_requirements_can_be_given_and_their_hashes_hold(
     entry = re.search(r"^six==.*(?:\n    .*)+", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     assert entry
     arguments = {"BASE_IMAGE": BASE, "REQUIREMENTS": "requirements-six.lock"}
-    options = ("--target=dependencies", "--layers=false")
+    options = ("--target=dependencies", "--layers=true")
 
     (tmp_path / "requirements-six.lock").write_text(entry[0])
     engine.build(tmp_path, "localhost/micronet-six:ci", arguments, *options).expect(0)

@@ -74,6 +74,18 @@ def test_demo_with_no_network_no_privilege_and_nothing_else_to_write_to(
     assert (run / "report.json").stat().st_uid == 54321
 
 
+def test_a_compiled_run_keeps_its_machine_code_beside_the_data(
+    engine: Engine, image: Image, data: str, tmp_path: Path
+) -> None:
+    options = [*JOB, "--network=none", data, volume(tmp_path, "/runs")]
+    words = ("--compile", "--cycles=1@2e-2", "--run=/runs/compiled")
+    engine.run(image.tag, *SMALL, *words, options=options).expect(0)
+    assert (tmp_path / "compiled" / "report.json").exists()
+    cache = Path(data.removeprefix("--volume=").rpartition(":")[0]) / "compiled"
+    assert list(cache.rglob("*.so"))
+    assert not list((tmp_path / "compiled").rglob("*.so"))
+
+
 def test_stopped_in_mid_training_it_goes_on_to_the_same_bits(
     engine: Engine, image: Image, data: str, undisturbed: Result, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from job.cli import cli
+from job.commands import cli
 from job.errors import DataError, JobError, UsageError
 from job.network import weights
 from job.network.wide_resnet import wide_resnet
