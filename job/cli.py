@@ -14,6 +14,7 @@ from job.machine.preemption import Preemption
 def main() -> NoReturn:
     """Run the command line and exit with the code of the README's table."""
     process.secure_streams()
+    process.fit_threads()
     code = _run()
     # No interpreter teardown: under torch it takes 0.9 s of a grace, and now and then it aborts in a thread
     # that still runs (SIGABRT), which a scheduler would take for a failure.

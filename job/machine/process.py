@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from job.errors import MachineError
@@ -76,6 +77,31 @@ def _text(raw: io.FileIO, like: TextIO | None, line_buffering: bool = False) -> 
         line_buffering=line_buffering or raw.isatty(),
     )
     return cast(TextIO, stream)
+
+
+def fit_threads() -> None:
+    """Choose how OpenMP's threads wait and how many there are, unless the environment says; before torch.
+
+    They sleep while they wait. By default they spin for milliseconds, and on a machine that others use, what
+    they wait for needs the core that they spin on: two threads were ten times slower than one. A container's
+    share of the processors, which OpenMP does not know, bounds their number.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    quota = cpu_quota()
+    if quota is not None and quota < len(os.sched_getaffinity(0)):
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(quota))))
+
+
+def cpu_quota(mount: str = "/sys/fs/cgroup") -> float | None:
+    """Return how many processors' time this container may use; None where nothing bounds it."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup 2, cgroup 1
+        try:
+            words = " ".join(Path(mount, name).read_text("ascii") for name in names).split()
+            quota, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):  # "max" is no number
+            continue
+        return quota / period if quota > 0 and period > 0 else None
+    return None
 
 
 def too_few_threads() -> MachineError:

@@ -1,0 +1,64 @@
+"""How many threads OpenMP gets, and how they wait."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from job.machine import process
+
+SEEN = """
+import sys
+from job.machine import process
+quota = float(sys.argv[1])
+process.cpu_quota = lambda: quota
+process.fit_threads()
+import os, torch
+print(torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "50000 100000\n"}, 0.5),
+        ({"cpu.max": ""}, None),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "0\n"}, None),
+    ],
+)
+def test_a_containers_share_of_the_processors(
+    tmp_path: Path, files: dict[str, str], quota: float | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert process.cpu_quota(str(tmp_path)) == quota
+
+
+@pytest.mark.parametrize(
+    ("quota", "stated", "seen"),
+    [
+        ("0.5", {}, "1 PASSIVE"),
+        ("1.9", {}, "1 PASSIVE"),
+        ("1", {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "ACTIVE"}, "2 ACTIVE"),
+    ],
+)
+def test_threads_fit_the_share_and_sleep_while_they_wait_unless_the_environment_says(
+    quota: str, stated: dict[str, str], seen: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", SEEN, quota],
+        env=environment | stated,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == seen
