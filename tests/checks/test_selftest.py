@@ -106,7 +106,7 @@ def test_bad_answers_under_kills_and_pauses_change_no_bit(
             if not proxy.faults:
                 proxy.faults.append(generator.choice(answers))
 
-    with laboratory(s3_uri, 8, "cpu", False, Preemption(10)) as lab:
+    with laboratory(s3_uri, 8, TRAINING, False, Preemption(10)) as lab:
         lab.finish("reference")
         reference = lab.result("reference")
         disturbing = threading.Thread(target=disturb)
