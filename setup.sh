@@ -3,6 +3,7 @@
 #   ./setup.sh                    puts CIFAR-100 in place
 #   ./setup.sh test [--soak]      runs every check and test; --soak adds the long proofs
 #   ./setup.sh test --container   builds the image and runs the tests of its containers (as root, 20 GB of disk)
+#   ./setup.sh install EXTRA      adds the packages of an extra: google, kubernetes or tensorboard
 #   ./setup.sh COMMAND ...        runs `micronet COMMAND ...`, for example: ./setup.sh train --demo
 set -euo pipefail
 
@@ -60,6 +61,27 @@ install() {
   ) 9>"$root/.venv.lock"
 }
 
+# locked NAME ...: the entries of these packages in the lock of all extras, with their hashes.
+locked() {
+  awk -v names=" $(printf '%s ' "$@" | tr '[:upper:]_.' '[:lower:]--')" \
+    '/^[^ ]/ { split($1, part, "=="); wanted = index(names, " " part[1] " ") } wanted' "$root/requirements-dev.lock"
+}
+
+# install_extra NAME: what that extra of pyproject.toml adds, each package checked against its hash.
+install_extra() {
+  local python=$venv/bin/python pip=("$venv/bin/pip" --quiet --disable-pip-version-check install) report packages
+  read -ra packages < <("$python" -c 'import sys, tomllib
+print(*tomllib.load(sys.stdin.buffer)["project"]["optional-dependencies"][sys.argv[1]])' "$1" <"$root/pyproject.toml")
+  # pip takes a lock, or names, but no names out of a lock: so it says first what it would install.
+  report=$(mktemp)
+  "${pip[@]}" --dry-run --report "$report" "${packages[@]}" \
+    --constraint <(sed -n 's/^\([^ ]*==[^ ]*\).*/\1/p' "$root/requirements-dev.lock") >&2
+  read -ra packages < <("$python" -c 'import json, sys
+print(*(entry["metadata"]["name"] for entry in json.load(sys.stdin)["install"]))' <"$report")
+  rm "$report"
+  [ "${#packages[@]}" -eq 0 ] || "${pip[@]}" --require-hashes --no-deps -r <(locked "${packages[@]}") >&2
+}
+
 # ensure COMMAND=PACKAGE ...: installs the packages of missing commands. Where that cannot be, the tests say what
 # is missing.
 ensure() {
@@ -107,6 +129,14 @@ case "${1:-}" in
     esac
     install requirements-dev.lock
     run_tests "${@:2}"
+    ;;
+  install)
+    case "${*:2}" in
+      google | kubernetes | tensorboard) ;;
+      *) fail "install takes google, kubernetes or tensorboard, not ${*:2}" 2 ;;
+    esac
+    install requirements.lock
+    install_extra "$2"
     ;;
   '')
     install requirements.lock

@@ -2,5 +2,7 @@
 
 import time
 
+VERSION = "0.1.0"
+
 STARTED = time.monotonic()
 """When the program began. The process may be older: setup.sh installs before it becomes this program."""

@@ -90,7 +90,7 @@ def submit(job: dict[str, Any], name: str, project: str, region: str) -> tuple[s
         from requests import RequestException
     except ImportError as error:
         raise ConfigurationError(
-            f"the client of Google Batch is not installed ({error})", "Run pip install 'micronet[google]'"
+            f"the client of Google Batch is not installed ({error})", "Run ./setup.sh install google"
         ) from error
 
     job_id = f"{name}-{secrets.token_hex(3)}"

@@ -139,7 +139,7 @@ def submit(job: dict[str, Any], namespace: str) -> tuple[str, str]:
         from yaml import YAMLError
     except ImportError as error:
         raise ConfigurationError(
-            f"the client of Kubernetes is not installed ({error})", "Run pip install 'micronet[kubernetes]'"
+            f"the client of Kubernetes is not installed ({error})", "Run ./setup.sh install kubernetes"
         ) from error
 
     body: Any = job  # the client takes dictionaries too

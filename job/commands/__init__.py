@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from job import events
+from job import VERSION, events
 from job.commands import bench, data, doctor, evaluate, report, score, selftest, status, submit, train
 from job.commands.options import option
 from job.machine.preemption import Preemption
@@ -19,7 +19,7 @@ LOG_FORMAT = click.Choice(["human", "json"])
     default="human",
     help="Events on stderr as text or as a JSON object a line.",
 )
-@click.version_option(package_name="micronet")
+@click.version_option(VERSION, package_name="micronet")
 def cli(log_format: str) -> None:
     """Train, evaluate and score a small CIFAR-100 network as one batch job."""
     events.configure(log_format)

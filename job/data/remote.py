@@ -20,6 +20,9 @@ HTTP = ("http://", "https://")
 CONNECT_SECONDS = 10
 READ_SECONDS = 30
 CHUNK_BYTES = 2**18
+RETRY_SECONDS = 2.0
+"""For a store's single bad answers; the caller retries the rest, and resumes from where it was cut."""
+
 PART_BYTES = 2**23
 SLOWEST_BYTES_PER_SECOND = 1000
 WINDOW_SECONDS = 60
@@ -64,7 +67,7 @@ def size_of(uri: str) -> int | None:
         with _open_http(uri, 0, None) as remote:
             return remote.size
     folder, _, key = uri.rpartition("/")
-    return open_store(folder, retry_seconds=0).get_range(key, 0, 1).size
+    return open_store(folder, RETRY_SECONDS).get_range(key, 0, 1).size
 
 
 @contextlib.contextmanager
@@ -135,7 +138,7 @@ def _http_chunks(response: requests.Response) -> Iterator[bytes]:
 
 def _open_stored(uri: str, offset: int, version: str | None) -> Remote:
     folder, _, key = uri.rpartition("/")
-    store = open_store(folder, retry_seconds=0)  # the caller goes on from where it was cut
+    store = open_store(folder, RETRY_SECONDS)
     first = store.get_range(key, offset, PART_BYTES)
     if offset and (first.version != version or not first.data):
         offset, first = 0, store.get_range(key, 0, PART_BYTES)

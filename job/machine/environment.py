@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from job import VERSION
 from job.machine import driver
 
 SOURCES = (".py", ".json", ".html", ".css", ".js")
@@ -25,7 +26,7 @@ def environment() -> dict[str, str | None]:
     has the revision.
     """
     return {
-        "micronet": version("micronet"),
+        "micronet": VERSION,
         "git": revision(),
         "code": source_hash(),
         "image": os.environ.get("MICRONET_IMAGE"),

@@ -69,7 +69,7 @@ def _events(run: Evidence) -> bytes:
     except ImportError as error:
         raise ConfigurationError(
             f"TensorBoard's package is not installed ({error})",
-            "Install it: pip install 'micronet[tensorboard]'",
+            "Install it: ./setup.sh install tensorboard",
         ) from error
     buffer = io.BytesIO()
     writer = RecordWriter(buffer)

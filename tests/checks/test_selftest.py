@@ -102,7 +102,7 @@ def test_bad_answers_under_kills_and_pauses_change_no_bit(
     over = threading.Event()
 
     def disturb() -> None:
-        while not over.wait(generator.uniform(0.1, 0.5)):
+        while not over.wait(generator.uniform(0.1, 1.5)):
             if not proxy.faults:
                 proxy.faults.append(generator.choice(answers))
 

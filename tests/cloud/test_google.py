@@ -165,7 +165,7 @@ def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_without_the_client() -> None:
     done = without("google.cloud.batch_v1", "submit", *OPTIONS)
-    assert_one_clear_line(done, 78, "pip install 'micronet[google]'")
+    assert_one_clear_line(done, 78, "./setup.sh install google")
     done = without("google.cloud.batch_v1", "submit", *OPTIONS, "--dry-run")
     assert done.returncode == 0
     assert json.loads(done.stdout) == json.loads(rendered(*OPTIONS))

@@ -175,7 +175,7 @@ def test_a_broken_configuration(tmp_path: Path) -> None:
 
 
 def test_without_the_client() -> None:
-    assert_one_clear_line(without("kubernetes", "submit", *OPTIONS), 78, "pip install 'micronet[kubernetes]'")
+    assert_one_clear_line(without("kubernetes", "submit", *OPTIONS), 78, "./setup.sh install kubernetes")
     done = without("kubernetes", "submit", *OPTIONS, "--dry-run")
     assert done.returncode == 0
     assert json.dumps(yaml.safe_load(done.stdout)) == json.dumps(yaml.safe_load(rendered(*OPTIONS)))

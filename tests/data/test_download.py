@@ -273,7 +273,7 @@ def test_an_s3_source_goes_on_where_it_was_cut(
     starts = [
         int(head.split("ange: bytes=")[1].split("-")[0]) for head in proxy.heads if "ange: bytes=" in head
     ]
-    assert starts == [0, 300_000, 300_000, 300_000, 600_000, 900_000]
+    assert starts == [0, 300_000, 300_000, 600_000, 600_000, 900_000]  # no part twice that had come
 
 
 def test_an_s3_source_that_changed_is_not_spliced(
@@ -282,11 +282,12 @@ def test_an_s3_source_that_changed_is_not_spliced(
     monkeypatch.setattr(remote, "PART_BYTES", 300_000)
     store = open_store(s3_uri)
     store.put("a.tar.gz", DATA)
-    proxy.faults = [("pass", 0)] * 2 + [("refuse", 0)] * 10
+    monkeypatch.setattr(remote, "RETRY_SECONDS", 0.1)
+    proxy.faults, proxy.default = [("pass", 0)] * 2, ("refuse", 0)
     with pytest.raises(MachineError):
         fetch([Source(f"{s3_uri}/a.tar.gz")], tmp_path)
     assert next(tmp_path.glob("*.partial")).stat().st_size == 300_000
-    proxy.faults = []
+    proxy.default = ("pass", 0)
     store.put("a.tar.gz", bytes(reversed(DATA)))
     assert fetch([Source(f"{s3_uri}/a.tar.gz")], tmp_path).path.read_bytes() == bytes(reversed(DATA))
 

@@ -213,3 +213,15 @@ def test_a_data_set_is_prepared_through_the_store(tmp_path: Path, serve: Serve, 
     first, second = (prepare(sources, tmp_path / name, s3_uri) for name in ("first", "second"))
     assert (first.source, first.dataset.sha256) == (second.source, second.dataset.sha256)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [200, 302, 403, 404])
+def test_one_answer_that_is_not_s3s_does_not_stop_a_download_from_a_bucket(
+    tmp_path: Path, s3_uri: str, proxy: FaultProxy, status: int
+) -> None:
+    open_store(s3_uri).put("a.tar.gz", DATA)
+    proxy.faults = [("html", status)]  # the first answer that a new process gets
+    assert fetch([Source(f"{s3_uri}/a.tar.gz", SHA256)], tmp_path, None).path.read_bytes() == DATA
+    proxy.faults = [("html", status)]
+    assert remote.size_of(f"{s3_uri}/a.tar.gz") == len(DATA)
+    assert not proxy.faults
