@@ -47,7 +47,7 @@ def process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         errors="replace",
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONSAFEPATH": "1", **environment},  # not the folder it is called from
         check=False,
     )
 

@@ -141,7 +141,7 @@ def _micronet(options: list[str], device: Device, output: Path, terminal: bool) 
         os.dup2(_terminal(output) if terminal else file.fileno(), 2)
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     faulthandler.register(signal.SIGUSR1, file=2)
     sys.argv = ["micronet", "--log-format", "human" if terminal else "json", *options]
     device.set_up()

@@ -13,7 +13,7 @@ from tests.simulated_gpu.attempts import SOUND, Attempt, Device, started
 
 STEPS, EPOCHS = 4, 3  # 64 images in batches of 16
 EACH_STEP = ("--checkpoint-every", "0.001s")
-IN_STEP, OPERATORS = "LossSum.after_loss", 2  # of each step
+IN_STEP, OPERATORS = "cross_entropy", 6  # of each step
 
 
 def at(epoch: int, step: int) -> int:

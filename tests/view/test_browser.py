@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from job.store import open_store
 from job.view import page
-from job.view.evidence import read
+from job.view.evidence import Evidence, read
 from tests.view.runs import write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -44,7 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A long and a short run with three kills, three seeds, one that goes on, and one that means harm."""
     folder = tmp_path_factory.mktemp("pages")
 
-    def evidence(name: str, **how: Any) -> Any:
+    def evidence(name: str, **how: Any) -> Evidence:
         store = open_store(str(folder / name))
         write_run(store, **how)
         return read(store)
@@ -55,12 +56,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "seeds": [evidence(f"seed-{seed}", seed=seed, epochs=6, kills=seed % 2) for seed in range(3)],
         "unfinished": [evidence("unfinished", epochs=12, kills=1, finished=False)],
         "hostile": [
-            evidence(
-                "hostile",
-                epochs=5,
-                run_id=HOSTILE,
-                classes=[f"{HOSTILE}{index}" for index in range(10)],
-                superclasses=[HOSTILE] * 5 + ["b"] * 5,
+            replace(
+                evidence(
+                    "hostile",
+                    epochs=5,
+                    run_id=HOSTILE,
+                    classes=[f"{HOSTILE}{index}" for index in range(10)],
+                    superclasses=[HOSTILE] * 5 + ["b"] * 5,
+                ),
+                uri=f"s3://bucket/{HOSTILE.replace('/', '')}",
             )
         ],
     }
@@ -181,7 +185,7 @@ def test_a_hostile_name_is_shown_and_not_run(visit: Any) -> None:
     tab = visit("hostile")
     open_all(tab)
     assert tab.title() != "run"
-    assert tab.locator("h1").text_content() == f"Run {HOSTILE}"
+    assert tab.locator("h1").text_content() == HOSTILE.replace("/", "")
 
 
 def test_screenshots_can_be_looked_at(visit: Any, tmp_path: Path) -> None:
