@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,17 @@ def no_cloud() -> Iterator[None]:
         for name, value in nowhere().items():
             monkeypatch.setenv(name, value)
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_torch() -> Iterator[None]:
+    """Undo, after a test that trained in this process, that torch now refuses what is not deterministic."""
+    torch = sys.modules.get("torch")
+    before = torch is not None and torch.are_deterministic_algorithms_enabled()
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.are_deterministic_algorithms_enabled() != before:
+        torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from tests.container.image import BASE, ROOT, Image
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
 
-SIZE_GB = 5.8  # measured: 5.64, of which 4.6 are PyTorch's and NVIDIA's wheels
+SIZE_GB = 6.1  # measured: 5.97, of which 4.6 are PyTorch's and NVIDIA's wheels
 
 LARGEST_LAYER_GB = 1.3
 CODE_MB = 5
@@ -101,7 +101,7 @@ def test_is_as_small_as_the_wheels_allow(engine: Engine, image: Image) -> None:
 
 def test_the_wheels_are_split_and_the_code_is_a_layer_of_its_own(engine: Engine, image: Image) -> None:
     history = engine.podman("history", "--format={{.Size}} {{.CreatedBy}}", "--human=false", image.tag)
-    sizes = [int(line.split(" ", 1)[0]) for line in history.expect(0).out.splitlines()]  # newest first
+    sizes = [float(line.split(" ", 1)[0]) for line in history.expect(0).out.splitlines()]  # newest first
     print([f"{size / 1e6:.1f} MB" for size in sizes if size])
     wheels = next(place for place, size in enumerate(sizes) if size > 100e6)
     assert sum(sizes[:wheels]) < CODE_MB * 1e6
