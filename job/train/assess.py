@@ -20,7 +20,7 @@ from job.store import Store, local_path, open_store
 from job.store.base import AbsentError
 from job.train.evaluate import predict
 from job.train.loader import Images, Normalisation
-from job.view import evidence
+from job.view import stored_run
 
 
 def assess(uri: str, sources: tuple[str, ...], cache: str, requested_device: str) -> dict[str, Any]:
@@ -63,12 +63,12 @@ def _recorded_source(store: Store, sha256: str) -> str:
     """
     fix = "Name it with --data"
     try:
-        data = documents.fetch(store, layout.REPORT, evidence.MAX_BYTES).data
+        data = documents.fetch(store, layout.REPORT, stored_run.MAX_BYTES).data
     except AbsentError as error:
         if sha256 == CIFAR100[0].sha256:
             return CIFAR100[0].uri
         raise ConfigurationError(f"{store.uri} has no report that names its data", fix) from error
-    source = str(evidence.parse_report(data, f"{store.uri}/{layout.REPORT}")["data"]["source"])
+    source = str(stored_run.parse_report(data, f"{store.uri}/{layout.REPORT}")["data"]["source"])
     if source != DEMO_DATA and local_path(source) is not None and local_path(store.uri) is None:
         raise ConfigurationError(f"the run's data is {source!r} on the machine that trained it", fix)
     return source

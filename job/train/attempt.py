@@ -41,7 +41,7 @@ from job.run.unsaved import Unsaved
 from job.settings import Placement
 from job.store.retry import patiently
 from job.train.trainer import Trainer
-from job.view import evidence
+from job.view import stored_run
 
 NEEDED = set(layout.OUTPUTS) - {layout.SAMPLES}
 MAX_TEXT = 1000  # characters of what an attempt says of itself
@@ -415,5 +415,5 @@ def _finished(found: Checkpoint) -> dict[str, bytes]:
     missing, more = NEEDED - found.objects.keys(), found.objects.keys() - set(layout.OUTPUTS)
     if missing or more:
         raise DataError(f"{name} is of a finished run and has not its outputs, {', '.join(layout.OUTPUTS)}")
-    evidence.parse_report(found.objects[layout.REPORT], f"the report of {name}")
+    stored_run.parse_report(found.objects[layout.REPORT], f"the report of {name}")
     return found.objects

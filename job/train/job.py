@@ -33,7 +33,7 @@ from job.train.startup import Startup
 from job.train.summary import conclude
 from job.train.task import Task
 from job.train.trainer import Trainer
-from job.view import evidence, page
+from job.view import page, stored_run
 
 
 def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     store = store or open_store(f"runs/{recipe.fingerprint}", placement.retry_seconds)
     run = Run.open(store, recipe, placement.accept_drift)
     if published := run.report():
-        finished = evidence.parse_report(published, run.uri(layout.REPORT))
+        finished = stored_run.parse_report(published, run.uri(layout.REPORT))
         report_finished(run.uri(layout.REPORT), finished["environment"])
         draw_page(store)  # it may be missing, or be that of the run before it was finished
         return finished
