@@ -41,7 +41,7 @@ def conclude(
     dataset = data.dataset
     files = {
         layout.WEIGHTS: weights.save(network, info),
-        layout.PREDICTIONS: predictions.encode(dataset.classes, dataset.superclasses),
+        layout.PREDICTIONS: predictions.encode(dataset.classes, dataset.superclasses, dataset.test.images),
         layout.HISTORY: history.encode(),
         layout.SAMPLES: preview.sheet(dataset.train, len(dataset.classes), recipe),
     }

@@ -21,7 +21,7 @@ from job.data.cifar import CIFAR100_SHA256
 from job.run import layout
 from job.store.base import Store
 from job.view import curves, standing
-from job.view.answers import ClassResult, Heat, heat
+from job.view.answers import ClassResult, Heat, Mistake, heat
 from job.view.comparison import Group, groups, labels, recipe_differences
 from job.view.plots import Timeline, timeline
 from job.view.standing import BlockShare, Standings, shares, standings
@@ -61,12 +61,13 @@ class RunView:
     worst: list[ClassResult]
     heat: Heat | None
     shares: list[BlockShare]
-    samples: str | None  # a data: URI
+    mistakes: list[Mistake] | None  # None where the run stored no images of them
+    samples: bytes | None  # a PNG
     on_cifar100: bool  # the data set for which the challenge asks 80 %
 
     @classmethod
     def of(cls, number: int, label: str, run: StoredRun, alone: bool) -> RunView:
-        """Draw a run; what would make a page of many too heavy (samples, layers) only where it is `alone`."""
+        """Draw a run; what would make a page of many too heavy (images, layers) only where it is `alone`."""
         results = run.answers.results() if run.answers else []
         confusion = run.answers.confusion() if run.answers else None
         return cls(
@@ -78,7 +79,8 @@ class RunView:
             worst=results[:WORST],
             heat=heat(confusion) if confusion else None,
             shares=_shares(run) if alone else [],
-            samples=_data_uri(run.samples) if alone and run.samples else None,
+            mistakes=run.answers.worst_mistakes() if alone and run.answers else None,
+            samples=run.samples if alone else None,
             on_cifar100=run.report is not None and run.report["data"]["sha256"] == CIFAR100_SHA256,
         )
 
@@ -103,7 +105,12 @@ def render(runs: Sequence[StoredRun]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "duration": words.duration, "ordinal": words.ordinal}
+    environment.filters |= {
+        "percent": words.percent,
+        "duration": words.duration,
+        "ordinal": words.ordinal,
+        "data_uri": _data_uri,
+    }
     style, script = _own("page.css"), _own("page.js")
     return environment.get_template("page.html").render(
         views=[
