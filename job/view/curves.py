@@ -39,7 +39,7 @@ def charts(runs: Sequence[StoredRun]) -> list[Plot]:
             accuracies,
             column="accuracy",
             label=lambda share: f"{100 * share:.0f} %",
-            threshold=(THRESHOLD, "80 %"),
+            threshold=(THRESHOLD, "80 %") if all(run.on_cifar100 for run in runs) else None,
             breaks=breaks,
             interval=[accuracies[index] for index in of_seeds],
         ),
@@ -88,8 +88,9 @@ def _story(
     """Return what the curves show: beginning, end and best of one, or the ends of several."""
     if len(series) > 1:
         ends = [one.y[-1] for one in series]
-        spread = f"{label(min(ends))} to {label(max(ends))}"
-        return f"{what.capitalize()} of {len(series)} runs, which end from {spread}."
+        return (
+            f"{what.capitalize()} of {len(series)} runs: {label(min(ends))} to {label(max(ends))} at the end."
+        )
     one = series[0]
     top, last = best(one.y), f"{label(one.y[-1])} in epoch {one.x[-1]}"
     return (
@@ -101,4 +102,7 @@ def _story(
 def _range(title: str, series: Sequence[Series], unit: str) -> str:
     values = [value for one in series for value in one.y]
     unit = f" {unit}" if unit else ""
-    return f"{title} from {min(values):,.4g} to {max(values):,.4g}{unit}, {series[0].y[-1]:,.4g} at last."
+    spread = f"from {min(values):,.4g} to {max(values):,.4g}{unit}"
+    if len(series) > 1:
+        return f"{title} of {len(series)} runs, {spread}."
+    return f"{title} {spread}, {series[0].y[-1]:,.4g} at the end."

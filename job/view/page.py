@@ -10,6 +10,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ import jinja2
 from markupsafe import Markup
 
 from job import words
-from job.data.cifar import CIFAR100_SHA256
 from job.run import layout
+from job.settings import PRECISIONS
 from job.store.base import Store
 from job.view import curves, standing
 from job.view.answers import ClassResult, Heat, Mistake, heat
@@ -63,7 +64,6 @@ class RunView:
     shares: list[BlockShare]
     mistakes: list[Mistake] | None  # None where the run stored no images of them
     samples: bytes | None  # a PNG
-    on_cifar100: bool  # the data set for which the challenge asks 80 %
 
     @classmethod
     def of(cls, number: int, label: str, run: StoredRun, alone: bool) -> RunView:
@@ -81,7 +81,6 @@ class RunView:
             shares=_shares(run) if alone else [],
             mistakes=run.answers.worst_mistakes() if alone and run.answers else None,
             samples=run.samples if alone else None,
-            on_cifar100=run.report is not None and run.report["data"]["sha256"] == CIFAR100_SHA256,
         )
 
 
@@ -98,6 +97,36 @@ def encode(runs: Sequence[StoredRun]) -> bytes:
 
 def render(runs: Sequence[StoredRun]) -> str:
     """Return the page of `runs`, in their order."""
+    style, script = _own("page.css"), _own("page.js")
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            views=[
+                RunView.of(number, label, run, alone=len(runs) == 1)
+                for number, (label, run) in enumerate(zip(labels(runs), runs, strict=True), start=1)
+            ],
+            charts=curves.charts(runs),
+            columns=_columns(runs),
+            epochs=max((len(run.history) for run in runs), default=0),
+            groups=_groups(runs),
+            recipe_rows=_recipe(runs),
+            finished=any(run.report for run in runs),
+            standings=_standings(runs),
+            scores=_scores(runs),
+            low_precisions=_low_precisions(runs),
+            leaderboard=standing,
+            environment_rows=_environment(runs),
+            style=style,
+            script=script,
+            policy=f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+            f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
+        )
+    )
+
+
+@cache
+def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("job.view"),
         autoescape=True,
@@ -111,26 +140,7 @@ def render(runs: Sequence[StoredRun]) -> str:
         "ordinal": words.ordinal,
         "data_uri": _data_uri,
     }
-    style, script = _own("page.css"), _own("page.js")
-    return environment.get_template("page.html").render(
-        views=[
-            RunView.of(number, label, run, alone=len(runs) == 1)
-            for number, (label, run) in enumerate(zip(labels(runs), runs, strict=True), start=1)
-        ],
-        charts=curves.charts(runs),
-        columns=_columns(runs),
-        epochs=max((len(run.history) for run in runs), default=0),
-        groups=_groups(runs),
-        recipe_rows=_recipe(runs),
-        finished=any(run.report for run in runs),
-        standings=_standings(runs),
-        leaderboard=standing,
-        environment_rows=_environment(runs),
-        style=style,
-        script=script,
-        policy=f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
-        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
-    )
+    return environment
 
 
 def _columns(runs: Sequence[StoredRun]) -> list[Column]:
@@ -144,14 +154,33 @@ def _groups(runs: Sequence[StoredRun]) -> list[Group]:
 
 def _standings(runs: Sequence[StoredRun]) -> Standings | None:
     """Place the finished runs on CIFAR-100; the leaderboard says nothing of another data set's."""
-    reports = [(label, run.report) for label, run in zip(labels(runs), runs, strict=True) if run.report]
-    finished = [(label, report) for label, report in reports if report["data"]["sha256"] == CIFAR100_SHA256]
     return standings(
         [
-            (label, report["score"]["leaderboard"]["score"], report["accuracy"]["passed"])
-            for label, report in finished
+            (label, run.report["score"]["leaderboard"]["score"], run.report["accuracy"]["passed"])
+            for label, run in zip(labels(runs), runs, strict=True)
+            if run.report and run.on_cifar100
         ]
     )
+
+
+def _scores(runs: Sequence[StoredRun]) -> list[tuple[list[str], dict[str, Any]]]:
+    """Return (labels, rule sets) of the finished runs; those of one score are together."""
+    found: list[tuple[list[str], dict[str, Any]]] = []
+    for label, run in zip(labels(runs), runs, strict=True):
+        if run.report:
+            score = run.report["score"]
+            same = next((names for names, other in found if other == score), None)
+            if same is None:
+                found.append(([label], score))
+            else:
+                same.append(label)
+    return found
+
+
+def _low_precisions(runs: Sequence[StoredRun]) -> list[str]:
+    """Return the precisions but fp32 in which `runs` train and evaluate their epochs."""
+    known = {str(run.recipe.get("precision", "fp32")) for run in runs}
+    return sorted(known & set(PRECISIONS) - {"auto", "fp32"})
 
 
 def _recipe(runs: Sequence[StoredRun]) -> list[tuple[str, list[str], bool]]:
@@ -159,7 +188,7 @@ def _recipe(runs: Sequence[StoredRun]) -> list[tuple[str, list[str], bool]]:
     differences = recipe_differences(runs)
     fields = dict.fromkeys((*differences, *(name for run in runs for name in run.recipe)))
     return [
-        (name, [str(run.recipe.get(name, "not known")) for run in runs], name in differences)
+        (name, [_shown(run.recipe.get(name)) for run in runs], name in differences)
         for name in fields
         if name != "identity"
     ]
@@ -178,12 +207,17 @@ def _environment(runs: Sequence[StoredRun]) -> list[tuple[str, list[str]]]:
     ]
     names = dict.fromkeys(name for report in reports for name in report["environment"])
     rows += [(name, [report["environment"].get(name) for report in reports]) for name in names]
-    shown = {True: "yes", False: "no", None: "not known"}
     return [
-        (name, [shown[value] if value in (True, False, None) else str(value) for value in values])
+        (name, [_shown(value) for value in values])
         for name, values in rows
         if any(value is not None for value in values)
     ]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not known"
+    return str(value) if not isinstance(value, bool) else "yes" if value else "no"
 
 
 def _own(name: str) -> Markup:

@@ -19,6 +19,7 @@ NARROW = 4  # on the x axis, whose labels stand side by side on a phone's 300 pi
 MEAN = 9
 """The style of a mean and its interval."""
 
+EVERY_EPOCH = 8  # epochs, of a digit each, that are all labelled
 DECIMALS = 1  # of a curve's coordinates, in thousandths of the box
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -171,7 +172,9 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def epoch_ticks(first: int, last: int) -> list[float]:
-    """Return round epochs from `first` to `last`, both ends among them."""
+    """Return round epochs from `first` to `last`, both ends among them; every one where they are few."""
+    if last - first <= EVERY_EPOCH:
+        return list(map(float, range(first, last + 1)))
     inner = [tick for tick in linear_ticks(first, last, NARROW) if tick == int(tick)]
     margin = (last - first) / 10
     ticks = [first, *(tick for tick in inner if first + margin < tick < last - margin), last]
@@ -240,5 +243,5 @@ def _alt(attempts: list[AttemptSummary], seconds: float) -> str:
     breaks = len(attempts) - 1
     return (
         f"{len(attempts)} attempts over {duration(seconds)} with {breaks} break{'s' * (breaks > 1)} between "
-        f"them: {duration(away)} without a machine, {duration(lost)} of training done twice."
+        f"them: {duration(away)} without a machine, {duration(lost)} of training repeated."
     )

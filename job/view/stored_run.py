@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jsonschema
 
+from job.data.cifar import CIFAR100_SHA256
 from job.errors import DataError
 from job.run import documents, layout, records
 from job.run.lineage import FINISHED, REFUSED, Turn, last_beat, lineage, unsaved_seconds
@@ -29,8 +30,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 REASONS = {
     "finished": "finished the run",
-    "preempted": "was told to go and saved its work",
-    "vanished": "was killed or lost without a word",
+    "preempted": "was preempted and saved its work",
+    "vanished": "was killed, or lost its machine",
     "fenced": "was replaced by a newer attempt",
     "unreadable": "left a claim that cannot be read",
 }
@@ -80,6 +81,12 @@ class StoredRun:
     def identity(self) -> str:
         """The run's hash, which recipe.json and report.json hold; empty where neither was found."""
         return str(self.report["run"]["id"] if self.report else self.recipe.get("identity", ""))
+
+    @property
+    def on_cifar100(self) -> bool:
+        """Return whether it trains on CIFAR-100, the data set for which the challenge asks 80 %."""
+        sha256 = self.report["data"]["sha256"] if self.report else self.recipe.get("data_sha256")
+        return bool(sha256 == CIFAR100_SHA256)
 
     @property
     def evaluated(self) -> list[Epoch]:
@@ -189,7 +196,7 @@ def _attempts(store: Store, turns: list[Turn], report: dict[str, Any] | None) ->
 
 
 def downtimes(attempts: list[AttemptSummary]) -> list[float | None]:
-    """Return, for each attempt, the seconds until the next one began; None where not known, and at last."""
+    """Return, for each attempt, the seconds until the next one began; None for the last and where unknown."""
     following = [*(attempt.started for attempt in attempts[1:]), None]
     return [
         max(0.0, (begins - attempt.ended).total_seconds()) if begins and attempt.ended else None

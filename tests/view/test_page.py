@@ -54,6 +54,13 @@ def run(path: Path, **how: object) -> StoredRun:
     return read(store)
 
 
+def not_cifar100(run: StoredRun) -> StoredRun:
+    run.recipe["data_sha256"] = "0" * 64
+    if run.report:
+        run.report["data"]["sha256"] = "0" * 64
+    return run
+
+
 def curve_points(html: str, index: int) -> list[float]:
     """Return the x coordinates of a curve."""
     path = re.findall(r'<path class="curve [^"]*" d="([^"]*)"', html)[index]
@@ -108,6 +115,7 @@ def test_two_seeds_have_a_mean_and_no_interval(tmp_path: Path) -> None:
     html = page.render([run(tmp_path / str(seed), epochs=5, seed=seed) for seed in range(2)])
     assert "mean of 2 seeds" in html
     assert "±" not in html
+    assert "interval" not in html
     assert not Outline(html).all("path", "band")
 
 
@@ -128,10 +136,10 @@ def test_the_recipe_is_shown_and_what_differs_comes_first(tmp_path: Path) -> Non
     runs[1].recipe["weight_decay"] = 0.25
     html = page.render(runs)
     assert re.search(
-        r'<tbody>\s*<tr class="marked"><th scope="row">weight_decay</th><td>0.1</td><td>0.25</td>', html
+        r'<tbody>\s*<tr class="marked"><th scope="row">weight_decay</th>\s*<td>0.1</td><td>0.25</td>', html
     )
     assert "b (weight_decay 0.25)" in html
-    assert '<th scope="row">mixup_alpha</th><td>0.4</td></tr>' in page.render(runs[:1])
+    assert re.search(r'<th scope="row">mixup_alpha</th>\s*<td>0.4</td>', page.render(runs[:1]))
 
 
 def test_another_recipe_is_no_seed_and_has_no_mean(tmp_path: Path) -> None:
@@ -158,13 +166,57 @@ def test_the_headline_says_whether_the_run_passes_and_where_it_would_stand(tmp_p
 
 
 def test_a_place_is_given_on_the_leaderboards_own_data_only(tmp_path: Path) -> None:
-    other = run(tmp_path, epochs=5, accuracy=0.9)
-    assert other.report is not None
-    other.report["data"]["sha256"] = "0" * 64
-    html = page.render([other])
+    html = page.render([not_cifar100(run(tmp_path, epochs=5, accuracy=0.9))])
     assert "Reaches the challenge" not in html
     assert "No place on the 2019 leaderboard" in html
     assert "of 29" not in html
+
+
+def test_80_per_cent_are_asked_for_on_cifar100_only(tmp_path: Path) -> None:
+    asked, other = run(tmp_path / "a", epochs=5), not_cifar100(run(tmp_path / "b", epochs=5, seed=1))
+    running = not_cifar100(run(tmp_path / "c", epochs=8, finished=False))
+    for runs, lines, columns in (
+        ([asked], 1, 0),
+        ([other], 0, 0),
+        ([running], 0, 0),
+        ([other, running], 0, 0),
+    ):
+        html = page.render(runs)
+        assert len(Outline(html).all("line", "threshold")) == lines
+        assert html.count('<th scope="col">80 %</th>') == columns
+    html = page.render([asked, other])
+    assert '<th scope="col">80 %</th>' in html
+    assert "not asked for" in html
+
+
+def test_why_best_and_final_differ_is_said_by_precision(tmp_path: Path) -> None:
+    bf16 = run(tmp_path, epochs=5)
+    assert bf16.report is not None
+    assert bf16.report["accuracy"]["best"]["epoch"] == 5
+    assert "these are the final weights, so a difference is that of the precision" in page.render([bf16])
+    bf16.report["accuracy"]["best"]["epoch"] = 4
+    html = page.render([bf16])
+    assert "It was measured in bf16, as each epoch is; the final weights are measured in fp32." in html
+    assert "precision of its training (bf16), the final accuracy in fp32" in html
+    bf16.report["training"]["precision"] = bf16.recipe["precision"] = "fp32"
+    assert "It was measured in" not in page.render([bf16])
+    assert "precision of its training" not in page.render([bf16])
+
+
+def test_each_run_has_its_own_score(tmp_path: Path) -> None:
+    runs = [run(tmp_path / name, epochs=5) for name in ("a", "b", "c")]
+    assert runs[1].report is not None
+    runs[1].report["score"]["official"]["score"] = 0.25
+    html = page.render(runs)
+    assert re.findall(r"10.49 B, of ([^<]+)</p>", html) == ["a, c", "b"]
+    assert '<td class="number">0.25000</td>' in html
+
+
+def test_what_all_runs_share_is_written_once(tmp_path: Path) -> None:
+    html = page.render([run(tmp_path / str(seed), epochs=5, seed=seed) for seed in range(2)])
+    assert html.count('<th scope="row">depth</th>') == 1
+    assert re.search(r'<th scope="row">depth</th>\s*<td colspan="2">22</td>', html)
+    assert re.search(r'<th scope="row">seed</th>\s*<td>0</td><td>1</td>', html)
 
 
 def test_the_score_is_broken_down_by_block(tmp_path: Path) -> None:
@@ -193,7 +245,7 @@ def test_an_unfinished_run_has_a_page(tmp_path: Path) -> None:
     assert len(curve_points(html, 0)) == 20
     assert len(Outline(html).all("g", "stop")) == 1
     assert "No predictions yet" in html
-    assert "No sheet of samples here" in html
+    assert "No sheet of training images here" in html
 
 
 def test_misclassified_test_images_are_shown_with_their_answers(tmp_path: Path) -> None:
