@@ -13,7 +13,7 @@ import pytest
 from tests.container.engine import HARDENED, Engine
 from tests.container.image import BASE, ROOT, Image
 
-pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.container, pytest.mark.timeout(1800)]
 
 SIZE_GB = 6.1  # measured: 5.97, of which 4.6 are PyTorch's and NVIDIA's wheels
 
