@@ -14,7 +14,7 @@ from job.checks.compare import Result, require_same
 from job.checks.laboratory import Laboratory
 from job.errors import FencedError, JobError
 from job.run import layout
-from job.run.prune import KEPT
+from job.run.manifests import KEPT
 from job.store import Store
 
 CONTENDERS = 2

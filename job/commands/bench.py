@@ -70,7 +70,7 @@ def bench(
         from job.checks.bench import show
         from job.machine import compiler
         from job.machine import device as devices
-        from job.train import graph as graphs
+        from job.train.step import check_graph
 
     chosen = devices.choose(chosen_device(device, gpu_required=False))
     recipe = replace(
@@ -82,7 +82,7 @@ def bench(
         compile=compile,
     )
     if graph:
-        graphs.check(recipe, chosen)
+        check_graph(recipe, chosen)
     if compile:
         compiler.prepare(Path(cache), chosen)
     results = measure.run(measure.Bench(recipe, chosen, rounds, seconds, price, graph), parts or PARTS)

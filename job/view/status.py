@@ -10,14 +10,13 @@ from job.events import printable
 from job.run import documents, layout, records
 from job.run.claims import latest
 from job.run.documents import Record
-from job.run.heartbeat import EVERY_SECONDS
-from job.run.lineage import REFUSED, last_beat, lineage
+from job.run.lineage import HEARTBEAT_SECONDS, REFUSED, last_beat, lineage
 from job.run.outputs import MAX_REPORT_BYTES
 from job.run.records import Beat, Share
 from job.store.base import Store
 from job.words import duration
 
-SILENT_SECONDS = 3 * EVERY_SECONDS  # without a heartbeat before an attempt is called silent
+SILENT_SECONDS = 3 * HEARTBEAT_SECONDS  # without a heartbeat before an attempt is called silent
 
 MAX_SHOWN = 500  # characters of a line
 

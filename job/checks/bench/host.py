@@ -107,9 +107,9 @@ def measure(recipe: Recipe, device: torch.device, rounds: int) -> Measured:
             scaler.update()
 
     with full(recipe, device, STEPS, network=cheap_network().to(device)) as job:
-        job.trainer.after_step = job.attempt.after_step  # without the bench's own clocks
+        job.trainer.after_step = job.checkpointing.after_step  # without the bench's own clocks
         events = event_learner(
-            cheap_network().to(device), batches(recipe, device, STEPS), recipe, job.attempt.after_step
+            cheap_network().to(device), batches(recipe, device, STEPS), recipe, job.checkpointing.after_step
         )
         return interleave(
             {

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,12 +22,12 @@ from job.machine.device import synchronise
 from job.machine.preemption import Preemption
 from job.network.wide_resnet import wide_resnet
 from job.run.outputs import History, Run
-from job.settings import Cycle, Placement, Recipe
+from job.settings import AttemptSettings, Cycle, Recipe
 from job.store import open_store
 from job.train.attempt import Attempt
-from job.train.graph import Recorder
+from job.train.checkpointing import Checkpointing
 from job.train.loader import Images, Normalisation, TrainingBatches
-from job.train.step import Precision
+from job.train.step import GraphRecorder, Precision
 from job.train.trainer import Trainer, adamw
 
 CLASSES = 100
@@ -94,7 +95,7 @@ class Full:
         model: nn.Module,
         loader: TrainingBatches,
         recipe: Recipe,
-        recorder: Recorder | None = None,
+        recorder: GraphRecorder | None = None,
     ) -> None:
         self.attempt, self.history = attempt, History()
         self.blocked_seconds: list[float] = []
@@ -104,6 +105,7 @@ class Full:
         self._saving = False
         self._watch = Stopwatch(loader.device)
         self.trainer = Trainer(model, loader, recipe, self._after_step, recorder)
+        self.checkpointing = Checkpointing(attempt, self.trainer, self.history)
 
     def __call__(self) -> float:
         """Train an epoch; return images a second."""
@@ -125,7 +127,7 @@ class Full:
         if self.attempt.saver.due:
             synchronise(self.trainer.batches.device)  # the copy would wait for these steps, and blocks none
         offered, began = self.attempt.saver.last_offer, time.perf_counter()
-        self.attempt.after_step()
+        self.checkpointing.after_step()
         if self.attempt.saver.last_offer != offered:
             self.blocked_seconds.append(time.perf_counter() - began)
         self._watch.mark()
@@ -148,16 +150,16 @@ def full(
     every_seconds: float = NEVER,
     store: str | None = None,
     network: nn.Module | None = None,
-    recorder: Recorder | None = None,
+    recorder: GraphRecorder | None = None,
 ) -> Iterator[Full]:
     """Make one of the recipe's network, or of `network`, whose run lives in `store` or a temporary folder."""
     recipe = replace(recipe, cycles=(Cycle(100_000, 5e-3),))
     with tempfile.TemporaryDirectory(prefix="micronet-bench-") as folder:
         run = Run.open(open_store(store or folder), recipe)
-        placement = Placement(None, (), folder, checkpoint_every=every_seconds)
+        settings = AttemptSettings(checkpoint_every=every_seconds)
         model = network or default_network(recipe, device)
         machine = devices.machine(device)
-        with Attempt.claim(run, model, machine, placement, Preemption(30)) as attempt:
+        with Attempt.claim(run, model, machine, settings, Path(folder), Preemption(30)) as attempt:
             subject = Full(attempt, model, batches(recipe, device, steps), recipe, recorder)
-            with attempt.kept(subject.trainer, subject.history):
+            with subject.checkpointing.running():
                 yield subject

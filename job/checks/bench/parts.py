@@ -16,7 +16,7 @@ from job.checks.bench.rounds import difference, interleave, ratio, spread, with_
 from job.checks.bench.stock import apart, images
 from job.machine import device as devices
 from job.settings import Recipe
-from job.train.graph import CudaRecorder
+from job.train.step import CudaRecorder
 
 FEWEST_STEPS, MOST_STEPS = 4, 200
 CHECKPOINT_SECONDS = 10.0
