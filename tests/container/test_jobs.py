@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from job.checks.compare import Result, differences
+from job.checks.laboratory import Result, differences
 from job.run.claims import latest
 from job.store import Store, open_store
 from tests.container.engine import HARDENED, Container, Engine
