@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from job.cloud.task import SHARED_MEMORY_MIB, Task
+from job.cloud.submission import SHARED_MEMORY_MIB, Task
 from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
 from job.exit_codes import RETRYABLE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from job.cloud.task import CACHE, SHARED_MEMORY_MIB, Task
+from job.cloud.submission import CACHE, SHARED_MEMORY_MIB, Task
 from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
 from job.exit_codes import PREEMPTED, RETRYABLE
 

@@ -23,7 +23,7 @@ from job.commands.options import (
 from job.settings import AttemptSettings, Placement
 
 if TYPE_CHECKING:
-    from job.cloud.task import Task
+    from job.cloud.submission import Task
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -205,7 +205,7 @@ def _task(
     device: str,
     **recipe: Any,
 ) -> Task:
-    from job.cloud.task import train_task
+    from job.cloud.submission import train_task
 
     sources(data, demo)
     chosen = chosen_recipe(context, demo, recipe)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,9 +29,10 @@ from job.store import Store, local_path, open_store
 from job.store.base import AbsentError
 from job.train.loader import DeviceData, Images, Normalisation
 from job.train.step import Precision
-from job.view import evidence
+from job.view import stored_run
 
 BATCH_SIZE = 500  # fixed, since the batch's shape can change the bits; 20 batches for 10,000 images
+MISTAKES = 24  # misclassified images kept in predictions.npz: 74 kB before compression
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,14 @@ class Predictions:
         """Share of correct images."""
         return self.correct / len(self.labels)
 
-    def encode(self, classes: Sequence[str], superclasses: Sequence[str]) -> bytes:
+    def encode(self, classes: Sequence[str], superclasses: Sequence[str], images: NDArray[np.uint8]) -> bytes:
         """Return an npz of label [N], prediction [N] and top_five [N, 5] (best first), all int64.
 
-        classes [C] and superclasses [C] ([0] where unknown), as text, name what the numbers mean.
+        classes [C] and superclasses [C] ([0] where unknown), as text, name what the numbers mean. mistakes
+        [M] are the indices of the misclassified images with the largest loss, at most MISTAKES and the
+        largest first; mistake_images [M, 3, S, S] are those of `images` [N, 3, S, S].
         """
+        mistakes = self._mistakes().numpy()
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -68,8 +73,15 @@ class Predictions:
             top_five=self.logits.topk(min(5, self.logits.shape[1])).indices.numpy(),
             classes=np.array(classes, np.str_),
             superclasses=np.array(superclasses, np.str_),
+            mistakes=mistakes,
+            mistake_images=images[mistakes],
         )
         return buffer.getvalue()
+
+    def _mistakes(self) -> Tensor:
+        losses = F.cross_entropy(self.logits, self.labels, reduction="none")
+        wrong = (self.logits.argmax(1) != self.labels).nonzero().flatten()
+        return wrong[losses[wrong].argsort(descending=True, stable=True)][:MISTAKES]
 
 
 def predict(
@@ -168,12 +180,12 @@ def _recorded_source(store: Store, sha256: str) -> str:
     """
     fix = "Name it with --data"
     try:
-        data = documents.fetch(store, layout.REPORT, evidence.MAX_BYTES).data
+        data = documents.fetch(store, layout.REPORT, stored_run.MAX_BYTES).data
     except AbsentError as error:
         if sha256 == CIFAR100[0].sha256:
             return CIFAR100[0].uri
         raise ConfigurationError(f"{store.uri} has no report that names its data", fix) from error
-    source = str(evidence.parse_report(data, f"{store.uri}/{layout.REPORT}")["data"]["source"])
+    source = str(stored_run.parse_report(data, f"{store.uri}/{layout.REPORT}")["data"]["source"])
     if source != DEMO_DATA and local_path(source) is not None and local_path(store.uri) is None:
         raise ConfigurationError(f"the run's data is {source!r} on the machine that trained it", fix)
     return source

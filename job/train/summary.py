@@ -27,7 +27,7 @@ from job.score.rules import score
 from job.store import Store
 from job.train import preview
 from job.train.evaluate import Predictions
-from job.view import evidence, page
+from job.view import page, stored_run
 
 NEEDED = set(layout.OUTPUTS) - {layout.SAMPLES}
 
@@ -46,7 +46,7 @@ def conclude(
     recipe, dataset = run.recipe, data.dataset
     files = {
         layout.WEIGHTS: weights.save(network, info),
-        layout.PREDICTIONS: predictions.encode(dataset.classes, dataset.superclasses),
+        layout.PREDICTIONS: predictions.encode(dataset.classes, dataset.superclasses, dataset.test.images),
         layout.HISTORY: history.encode(),
         layout.SAMPLES: preview.sheet(dataset.train, len(dataset.classes), recipe),
     }
@@ -117,7 +117,7 @@ def finished_outputs(checkpoint: Checkpoint) -> dict[str, bytes]:
     missing, more = NEEDED - objects.keys(), objects.keys() - set(layout.OUTPUTS)
     if missing or more:
         raise DataError(f"{key} is of a finished run and has not its outputs, {', '.join(layout.OUTPUTS)}")
-    evidence.parse_report(objects[layout.REPORT], f"the report of {key}")
+    stored_run.parse_report(objects[layout.REPORT], f"the report of {key}")
     return objects
 
 
@@ -126,7 +126,7 @@ def published_report(run: Run) -> dict[str, Any] | None:
     published = run.report()
     if published is None:
         return None
-    report = evidence.parse_report(published, run.uri(layout.REPORT))
+    report = stored_run.parse_report(published, run.uri(layout.REPORT))
     made_by, here = report["environment"], environment()
     events.emit("finished", report=run.uri(layout.REPORT), made_by=name_code(made_by), here=name_code(here))
     if made_by.get("code", here["code"]) != here["code"]:

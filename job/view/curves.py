@@ -9,15 +9,15 @@ from typing import Any
 from job.run.records import Epoch
 from job.score.report import THRESHOLD
 from job.view.comparison import ENOUGH, are_seeds, distinct, labels
-from job.view.evidence import Evidence
 from job.view.plots import Plot, Series, line_chart
+from job.view.stored_run import StoredRun
 from job.words import percent, power_of_ten
 
 STYLES = 8
 """Colours that can be distinguished; a ninth run reuses the first one's."""
 
 
-def charts(runs: Sequence[Evidence]) -> list[Plot]:
+def charts(runs: Sequence[StoredRun]) -> list[Plot]:
     """Return accuracy, loss, throughput, learning rate and momentum over the epochs; none without epochs."""
     runs = [run for run in runs if run.evaluated]
     if not runs:
@@ -58,14 +58,14 @@ def charts(runs: Sequence[Evidence]) -> list[Plot]:
 
 
 def _plain(
-    runs: Sequence[Evidence], column: str, title: str, breaks: list[float], unit: str = "", **how: Any
+    runs: Sequence[StoredRun], column: str, title: str, breaks: list[float], unit: str = "", **how: Any
 ) -> Plot:
     series = _series(runs, column, title.lower())
     story = _range(title, series, unit)
     return line_chart(title, story, series, column=column, unit=unit, breaks=breaks, **how)
 
 
-def _series(runs: Sequence[Evidence], column: str, name: str, style: int = 0) -> list[Series]:
+def _series(runs: Sequence[StoredRun], column: str, name: str, style: int = 0) -> list[Series]:
     return [
         Series(
             name=name if len(runs) == 1 else label,

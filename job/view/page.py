@@ -20,14 +20,12 @@ from job import words
 from job.data.cifar import CIFAR100_SHA256
 from job.run import layout
 from job.store.base import Store
-from job.view import curves, leaderboard
-from job.view.answers import ClassResult, Heat, heat
-from job.view.attempts import downtimes
+from job.view import curves, standing
+from job.view.answers import ClassResult, Heat, Mistake, heat
 from job.view.comparison import Group, groups, labels, recipe_differences
-from job.view.evidence import Evidence, read
-from job.view.layers import Share, shares
-from job.view.leaderboard import Standings, standings
-from job.view.timeline import Timeline, timeline
+from job.view.plots import Timeline, timeline
+from job.view.standing import BlockShare, Standings, shares, standings
+from job.view.stored_run import StoredRun, downtimes, read
 
 WORST = 12  # classes shown
 
@@ -57,18 +55,19 @@ class RunView:
 
     number: int  # from 1, in the order they were named
     label: str
-    run: Evidence
+    run: StoredRun
     timeline: Timeline | None
     downtimes: list[float | None]
     worst: list[ClassResult]
     heat: Heat | None
-    shares: list[Share]
-    samples: str | None  # a data: URI
+    shares: list[BlockShare]
+    mistakes: list[Mistake] | None  # None where the run stored no images of them
+    samples: bytes | None  # a PNG
     on_cifar100: bool  # the data set for which the challenge asks 80 %
 
     @classmethod
-    def of(cls, number: int, label: str, run: Evidence, alone: bool) -> RunView:
-        """Draw a run; what would make a page of many too heavy (samples, layers) only where it is `alone`."""
+    def of(cls, number: int, label: str, run: StoredRun, alone: bool) -> RunView:
+        """Draw a run; what would make a page of many too heavy (images, layers) only where it is `alone`."""
         results = run.answers.results() if run.answers else []
         confusion = run.answers.confusion() if run.answers else None
         return cls(
@@ -80,7 +79,8 @@ class RunView:
             worst=results[:WORST],
             heat=heat(confusion) if confusion else None,
             shares=_shares(run) if alone else [],
-            samples=_data_uri(run.samples) if alone and run.samples else None,
+            mistakes=run.answers.worst_mistakes() if alone and run.answers else None,
+            samples=run.samples if alone else None,
             on_cifar100=run.report is not None and run.report["data"]["sha256"] == CIFAR100_SHA256,
         )
 
@@ -91,12 +91,12 @@ def publish(store: Store) -> str:
     return f"{store.uri}/{layout.PAGE}"
 
 
-def encode(runs: Sequence[Evidence]) -> bytes:
+def encode(runs: Sequence[StoredRun]) -> bytes:
     """Return the page of `runs` as a file; what UTF-8 cannot write, as in some paths, is escaped."""
     return render(runs).encode("utf-8", "backslashreplace")
 
 
-def render(runs: Sequence[Evidence]) -> str:
+def render(runs: Sequence[StoredRun]) -> str:
     """Return the page of `runs`, in their order."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("job.view"),
@@ -105,7 +105,12 @@ def render(runs: Sequence[Evidence]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "duration": words.duration, "ordinal": words.ordinal}
+    environment.filters |= {
+        "percent": words.percent,
+        "duration": words.duration,
+        "ordinal": words.ordinal,
+        "data_uri": _data_uri,
+    }
     style, script = _own("page.css"), _own("page.js")
     return environment.get_template("page.html").render(
         views=[
@@ -119,7 +124,7 @@ def render(runs: Sequence[Evidence]) -> str:
         recipe_rows=_recipe(runs),
         finished=any(run.report for run in runs),
         standings=_standings(runs),
-        leaderboard=leaderboard,
+        leaderboard=standing,
         environment_rows=_environment(runs),
         style=style,
         script=script,
@@ -128,16 +133,16 @@ def render(runs: Sequence[Evidence]) -> str:
     )
 
 
-def _columns(runs: Sequence[Evidence]) -> list[Column]:
+def _columns(runs: Sequence[StoredRun]) -> list[Column]:
     keys = {key for run in runs for record in run.history for key in record.to_json()}
     return [column for column in COLUMNS if column.key in keys]
 
 
-def _groups(runs: Sequence[Evidence]) -> list[Group]:
+def _groups(runs: Sequence[StoredRun]) -> list[Group]:
     return groups(runs) if len(runs) > 1 else []
 
 
-def _standings(runs: Sequence[Evidence]) -> Standings | None:
+def _standings(runs: Sequence[StoredRun]) -> Standings | None:
     """Place the finished runs on CIFAR-100; the leaderboard says nothing of another data set's."""
     reports = [(label, run.report) for label, run in zip(labels(runs), runs, strict=True) if run.report]
     finished = [(label, report) for label, report in reports if report["data"]["sha256"] == CIFAR100_SHA256]
@@ -149,7 +154,7 @@ def _standings(runs: Sequence[Evidence]) -> Standings | None:
     )
 
 
-def _recipe(runs: Sequence[Evidence]) -> list[tuple[str, list[str], bool]]:
+def _recipe(runs: Sequence[StoredRun]) -> list[tuple[str, list[str], bool]]:
     """Return (field, its value in each run, whether they differ); the differences come first."""
     differences = recipe_differences(runs)
     fields = dict.fromkeys((*differences, *(name for run in runs for name in run.recipe)))
@@ -160,7 +165,7 @@ def _recipe(runs: Sequence[Evidence]) -> list[tuple[str, list[str], bool]]:
     ]
 
 
-def _environment(runs: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
+def _environment(runs: Sequence[StoredRun]) -> list[tuple[str, list[str]]]:
     """Return (name, the value in each finished run), for what at least one of them knows."""
     reports = [run.report for run in runs if run.report]
     rows: list[tuple[str, list[Any]]] = [
@@ -195,7 +200,7 @@ def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _shares(run: Evidence) -> list[Share]:
+def _shares(run: StoredRun) -> list[BlockShare]:
     """Return the score by layer of a finished run whose number of classes is known."""
     if run.report is None or run.answers is None or not run.answers.classes:
         return []

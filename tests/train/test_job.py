@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from job.data.dataset import prepare
 from job.errors import ConfigurationError, DataError, MachineError
 from job.machine import device as devices
 from job.machine.preemption import Preemption
@@ -18,7 +19,7 @@ from job.run.records import Worker
 from job.settings import AttemptSettings, Cycle, DataSettings, DeviceSettings, Placement, Recipe
 from job.store import open_store
 from job.train import job
-from job.train.evaluate import assess
+from job.train.evaluate import MISTAKES, assess
 from tests.archives import write_archive
 from tests.disks import tiny_disk
 
@@ -69,14 +70,20 @@ def test_the_report_points_at_what_it_speaks_of(finished: tuple[Path, dict[str, 
     assert report["model"]["input_shape"] == [3, 32, 32]
 
 
-def test_every_prediction_can_be_audited(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_every_prediction_can_be_audited(finished: tuple[Path, dict[str, Any]], archive: Path) -> None:
     run, report = finished
     with np.load(run / "predictions.npz") as predictions:
         label, prediction, top = (predictions[name] for name in ("label", "prediction", "top_five"))
+        mistakes, images = predictions["mistakes"], predictions["mistake_images"]
     assert label.tolist() == [index % 5 for index in range(30)]
     assert (top[:, 0] == prediction).all()
     assert all(sorted(row) == [0, 1, 2, 3, 4] for row in top.tolist())
     assert (label == prediction).sum() == report["accuracy"]["correct"]
+    wrong = np.flatnonzero(label != prediction)
+    assert len(mistakes) == min(len(wrong), MISTAKES)
+    assert set(mistakes) <= set(wrong)
+    test = prepare((str(archive),), archive.parent / "cache").dataset.test
+    assert (images == test.images[mistakes]).all()
     assert report["accuracy"]["final"] == report["accuracy"]["correct"] / 30
 
 

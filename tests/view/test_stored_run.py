@@ -5,9 +5,8 @@ import pytest
 
 from job.errors import DataError
 from job.store import Store, open_store
-from job.view.attempts import downtimes
-from job.view.evidence import read
-from job.view.timeline import timeline
+from job.view.plots import timeline
+from job.view.stored_run import downtimes, read
 from tests.view.runs import write_run
 
 
