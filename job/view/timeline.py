@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from job.text import duration
 from job.view.attempts import Attempt, downtimes
 from job.view.plots import Tick, linear_ticks
-from job.words import duration
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 NUMBERED = 12  # breaks whose numbers still stand apart on a phone
