@@ -17,7 +17,7 @@ from job.run.lineage import HEARTBEAT_SECONDS, REFUSED, last_beat, lineage
 from job.run.outputs import MAX_REPORT_BYTES
 from job.run.records import Beat, Share
 from job.store.base import Store, TransientError
-from job.words import duration
+from job.text import duration
 
 SILENT_SECONDS = 3 * HEARTBEAT_SECONDS  # without a heartbeat before an attempt is called silent
 
