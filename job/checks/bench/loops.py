@@ -1,4 +1,4 @@
-"""What is measured: the job's own loop, and the bare loop that no job can beat."""
+"""The loops that are measured: the job's own, and the bare loop that no job can be faster than."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from job.checks.bench.clock import Stopwatch, seconds
+from job.checks.bench.timing import Stopwatch, seconds
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine import device as devices
 from job.machine.device import synchronise
@@ -35,7 +35,7 @@ NEVER = 1e9  # seconds between checkpoints
 
 
 def batches(recipe: Recipe, device: torch.device, steps: int) -> TrainingBatches:
-    """Return an epoch of `steps` steps over images of noise, which cost what others do."""
+    """Return an epoch of `steps` steps over images of noise, which take as long as any others."""
     generator = np.random.default_rng(0)
     count = steps * recipe.batch_size
     pixels = torch.from_numpy(generator.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
@@ -45,13 +45,13 @@ def batches(recipe: Recipe, device: torch.device, steps: int) -> TrainingBatches
 
 
 def default_network(recipe: Recipe, device: torch.device) -> nn.Module:
-    """Return the recipe's network as the job lays it out."""
+    """Return the recipe's network in the memory format that the job uses."""
     model = wide_resnet(recipe.depth, recipe.width, CLASSES)
     return model.to(device).to(memory_format=torch.channels_last)
 
 
 class Bare:
-    """Forward, backward and optimizer step on one batch that is there already."""
+    """Forward, backward and optimizer step on one batch that is on the device already."""
 
     def __init__(self, recipe: Recipe, device: torch.device, steps: int) -> None:
         self.steps = steps
@@ -84,9 +84,9 @@ class Full:
     """The job's loop: an attempt at a run, with augmentation, mixup, history, heartbeat and checkpoints.
 
     `step_seconds` are between the ends of the steps, on the device's clock. `blocked_seconds` are what the
-    training thread spent on each checkpoint, the steps before it being done. `lost_seconds` are what a
-    checkpoint took from the training in each epoch that had some: the steps while one was being saved
-    against the median of the others.
+    training thread spent on each checkpoint, after the steps before it had ended. `lost_seconds` has an entry
+    for each epoch with checkpoints: how much longer a checkpoint made the steps that ran while it was saved,
+    compared with the median of the others.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Full:
 
     def _after_step(self) -> None:
         if self.attempt.saver.due:
-            synchronise(self.trainer.batches.device)  # the copy would wait for these steps, and blocks none
+            synchronise(self.trainer.batches.device)  # else the copy's time would include these steps
         offered, began = self.attempt.saver.last_offer, time.perf_counter()
         self.checkpointing.after_step()
         if self.attempt.saver.last_offer != offered:
@@ -136,7 +136,7 @@ class Full:
 
 
 def excess(taken: Sequence[float], during: Sequence[bool]) -> float:
-    """Return how much longer the steps `during` something took than the others' median, in all."""
+    """Return how much longer the steps marked in `during` took in all than the median of the others."""
     pairs = list(zip(taken, during, strict=True))
     usual = statistics.median(step for step, marked in pairs if not marked)
     return sum(step - usual for step, marked in pairs if marked)
@@ -152,7 +152,7 @@ def full(
     network: nn.Module | None = None,
     recorder: GraphRecorder | None = None,
 ) -> Iterator[Full]:
-    """Make one of the recipe's network, or of `network`, whose run lives in `store` or a temporary folder."""
+    """Make the job's loop, with the run in `store` or a temporary folder; `network` replaces the recipe's."""
     recipe = replace(recipe, cycles=(Cycle(100_000, 5e-3),))
     with tempfile.TemporaryDirectory(prefix="micronet-bench-") as folder:
         run = Run.open(open_store(store or folder), recipe)
