@@ -8,9 +8,8 @@ import boto3
 from botocore import exceptions as boto
 from botocore.config import Config
 
-from job.cloud.task import Task
-from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
-from job.exit_codes import RETRYABLE
+from job.cloud.submission import Task
+from job.errors import RETRYABLE, ConfigurationError, JobError, MachineError, PermissionRefusedError
 
 ATTEMPTS = 10
 """The most that AWS Batch allows."""

@@ -8,9 +8,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from job.cloud.task import SHARED_MEMORY_MIB, Task
-from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
-from job.exit_codes import RETRYABLE
+from job.cloud.submission import SHARED_MEMORY_MIB, Task
+from job.errors import RETRYABLE, ConfigurationError, JobError, MachineError, PermissionRefusedError
 
 RETRIES = 10
 """The most that Google Batch allows."""

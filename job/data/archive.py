@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job import events
-from job.address import redact
 from job.data.cifar import CIFAR100_SHA256, FILES, FOLDER
 from job.data.download import download
 from job.data.extract import extract
@@ -25,6 +24,7 @@ from job.errors import (
 )
 from job.store import local_path
 from job.store.files import exclusive, explain, scratch, sha256_of
+from job.text import redact
 
 SCHEMES = ("file", "http", "https", "s3")
 CHECKSUMS = "SHA256SUMS"

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from job.score.graph import Graph, Operand, Operation
-from job.score.levels import power_of_two
 from job.score.operations import TABLE
+from job.score.quantised import power_of_two
 
 CLAMPS = {"aten.clamp": ("min", "max"), "aten.hardtanh": ("min_val", "max_val")}
 CARRIES = ("move", "permutation", "relu", "pool", "max pool")

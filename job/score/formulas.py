@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ IsSparse: TypeAlias = Callable[[Operand], bool]
 """Whether the zeros of a constant are known ahead of time, so that nothing is multiplied by them."""
 
 Formula: TypeAlias = Callable[[Operation, IsSparse], list[Term]]
+
+Cost: TypeAlias = tuple[int, int]
+"""Multiplications and additions."""
 
 
 def dense(_operand: Operand) -> bool:
@@ -200,14 +204,110 @@ def attention(op: Operation, _sparse: IsSparse) -> list[Term]:
     ]
 
 
-def softmax(op: Operation, _sparse: IsSparse) -> list[Term]:
-    """Count n exponentials, n - 1 additions and n divisions for n values."""
-    numel = op.output.numel
-    return [Term(2 * numel, numel - numel // op.output.shape[op["dim"]])]
+def reduced(of_value: Cost, of_result: Cost, own_width: bool = False) -> Formula:
+    """Count so much for each value that is read and each result that they are reduced to.
+
+    At the width of what is read if `own_width`, else in steps whose intermediate results have 32 bits.
+    """
+
+    def formula(op: Operation, _sparse: IsSparse) -> list[Term]:
+        inputs = op.reads[:1] if own_width else ()
+        return [_per(op.reads[0].numel, op.output.numel, of_value, of_result, inputs)]
+
+    return formula
 
 
-def log_softmax(op: Operation, _sparse: IsSparse) -> list[Term]:
-    """Count n exponentials, n - 1 additions, a logarithm and n subtractions for n values."""
-    numel = op.output.numel
-    groups = numel // op.output.shape[op["dim"]]
-    return [Term(numel + groups, numel - groups + numel)]
+def along(of_value: Cost, of_row: Cost) -> Formula:
+    """Count so much for each value and for each row of them along the dimension `dim`."""
+
+    def formula(op: Operation, _sparse: IsSparse) -> list[Term]:
+        numel = op.output.numel
+        return [_per(numel, numel // op.output.shape[op["dim"]], of_value, of_row)]
+
+    return formula
+
+
+def _per(values: int, groups: int, of_value: Cost, of_group: Cost, inputs: tuple[Operand, ...] = ()) -> Term:
+    multiplications, additions = (
+        values * each + groups * once for each, once in zip(of_value, of_group, strict=True)
+    )
+    return Term(multiplications, additions, inputs)
+
+
+def batch_norm(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count x * a + b with a, b known ahead of time; with the batch's statistics, a normalisation."""
+    if op.is_standing_batch_norm:
+        return [Term(op.output.numel, op.output.numel)]
+    return _normalise(op, op["input"].numel // op["input"].shape[1])
+
+
+def layer_norm(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count a normalisation over the last dimensions."""
+    return _normalise(op, math.prod(op["normalized_shape"]))
+
+
+def group_norm(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count a normalisation over each group of channels."""
+    return _normalise(op, op["input"].numel // (op["input"].shape[0] * op["group"]))
+
+
+def _normalise(op: Operation, n: int) -> list[Term]:
+    """Count (x - mean) / sqrt(variance + eps) * weight + bias over groups of n values.
+
+    Of each value: its part of the sum, x - mean, the square, its part of that sum, the division as a product.
+    Of each group: two sums have n - 1 additions and * 1/n; + eps, 1 / sqrt.
+    """
+    of_value = (2 + (op["weight"] is not None), 3 + (op["bias"] is not None))
+    return [_per(op.output.numel, op.output.numel // n, of_value, (3, -1))]
+
+
+def total(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count n - 1 additions for each sum of n values."""
+    return [_sums(op, op.reads[0].numel // op.output.numel)]
+
+
+def mean(op: Operation, sparse: IsSparse) -> list[Term]:
+    """Count n - 1 additions and a multiplication by 1/n for each mean of n values."""
+    return [*total(op, sparse), Term(multiplications=op.output.numel)]
+
+
+def window_mean(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count the mean over a window of fixed size at each position."""
+    return [_sums(op, _window(op)), Term(multiplications=op.output.numel)]
+
+
+def window_maximum(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count a comparison less than the window has values, at each position."""
+    return [Term(0, op.output.numel * (_window(op) - 1), (op.reads[0],))]
+
+
+def adaptive_mean(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count the mean over windows whose sizes follow from input and output."""
+    return [Term(op.output.numel, _window_values(op) - op.output.numel)]
+
+
+def adaptive_maximum(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count the comparisons in windows whose sizes follow from input and output."""
+    return [Term(0, _window_values(op) - op.output.numel, (op.reads[0],))]
+
+
+def _sums(op: Operation, n: int) -> Term:
+    """Return the additions of a sum of n values for each element of the result."""
+    return Sums(Counter({n: op.output.numel}), (op.reads[0],)).term()
+
+
+def _window(op: Operation) -> int:
+    """Return the number of values under a pooling window; one size for the kernel means every side."""
+    kernel: list[int] = op["kernel_size"]
+    sides = next(int(character) for character in op.name if character.isdigit())
+    return math.prod(kernel) if len(kernel) > 1 else int(kernel[0]) ** sides
+
+
+def _window_values(op: Operation) -> int:
+    """Return how many values all windows of an adaptive pooling hold together; windows may overlap."""
+    sides = len(op["output_size"])
+    held = [
+        sum(-(-(index + 1) * size // count) - index * size // count for index in range(count))
+        for size, count in zip(op.reads[0].shape[-sides:], op.output.shape[-sides:], strict=True)
+    ]
+    return math.prod(held) * math.prod(op.output.shape[:-sides])

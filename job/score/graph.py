@@ -1,4 +1,4 @@
-"""What a model executed for one image: operations, what they read and wrote, and where they were called."""
+"""What a model executed for one image: operations, the values that they read and where they were called."""
 
 from __future__ import annotations
 
@@ -9,10 +9,73 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from job.score.stored import Stored
-
 IMAGE = -1
 """The producer of the image itself; operations are numbered from 0."""
+
+
+@dataclass(frozen=True)
+class Width:
+    """Bits of a value, and whether its sign is a bit of its own (as in IEEE floats)."""
+
+    bits: int
+    sign_bit: bool = False
+
+
+@dataclass(frozen=True)
+class InputQuantisation:
+    """How a layer quantises what it reads while it runs: bits, and what it has to find out each time."""
+
+    bits: int
+    finds_scale: bool  # from the values of each row; else the scale is stored
+    finds_zero_point: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor of values that inference needs.
+
+    `tensor` holds what the values stand for (dequantised where they are quantised), `bits` the size of
+    one value, `overhead_bits` that of the scales and zero points of all of them together. `sources` are the
+    tensors of the model that it was computed from ahead of time, empty for one that the model itself has.
+    `input_quantisation` is of the layer whose weight it is.
+    """
+
+    name: str
+    tensor: Tensor
+    bits: int
+    overhead_bits: int = 0
+    sources: tuple[Stored, ...] = ()
+    input_quantisation: InputQuantisation | None = None
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> Stored:
+        """Describe `tensor`, a PyTorch quantised one too, by what it stores."""
+        if tensor.is_quantized:
+            return cls(name, tensor.dequantize(), dtype_bits(tensor.dtype), _scale_bits(tensor))
+        return cls(name, tensor, dtype_bits(tensor.dtype))
+
+
+def dtype_bits(dtype: torch.dtype) -> int:
+    """Return the bits of one value of `dtype`; integers of any size that index or count are taken as 32."""
+    if dtype is torch.bool:
+        return 1
+    name = str(dtype).removeprefix("torch.")
+    if name in ("quint4x2", "quint2x4"):
+        return int(name[5])
+    digits = name.lstrip("uint")
+    if name.startswith(("int", "uint")) and digits.isdigit():
+        return min(int(digits), 32)
+    return dtype.itemsize * 8
+
+
+def _scale_bits(tensor: Tensor) -> int:
+    """Return the bits of a quantised tensor's scales (32 each) and of its zero points where not all are 0."""
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        zero_points = torch.tensor([tensor.q_zero_point()])
+    else:
+        zero_points = tensor.q_per_channel_zero_points()
+    each = 32 + (dtype_bits(tensor.dtype) if zero_points.count_nonzero() else 0)
+    return zero_points.numel() * each
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from job.errors import UsageError
 from job.score import formulas as f
 from job.score import quantised as q
-from job.score import reductions as r
 from job.score.graph import Operation
 
 
@@ -55,28 +54,28 @@ MEAN = "COUNTER: a mean of n values is n - 1 additions and one multiplication"
 SUM = "COUNTER: adding n values is n - 1 additions"
 COMPARISON = "A comparison is a subtraction: one addition"
 
-_row("mean", "pool", r.mean, MEAN)
-_row("avg_pool2d avg_pool3d", "pool", r.window_mean, MEAN)
-_row("_adaptive_avg_pool2d _adaptive_avg_pool3d", "pool", r.adaptive_mean, MEAN)
+_row("mean", "pool", f.mean, MEAN)
+_row("avg_pool2d avg_pool3d", "pool", f.window_mean, MEAN)
+_row("_adaptive_avg_pool2d _adaptive_avg_pool3d", "pool", f.adaptive_mean, MEAN)
 _POOLS = "max_pool2d_with_indices max_pool3d_with_indices quantized_max_pool2d"
-_row(_POOLS, "max pool", r.window_maximum, COMPARISON)
-_row("adaptive_max_pool2d adaptive_max_pool3d", "max pool", r.adaptive_maximum, COMPARISON)
-_row("prod", "reduction", r.product, "As SUM, with multiplications")
-_row("sum", "reduction", r.total, SUM)
-_row("cumsum", "reduction", r.running_total, SUM)
-_row("max min amax amin argmax argmin", "reduction", r.maximum, COMPARISON)
-_row("var var_mean", "reduction", r.variance(0), "Definition: the mean of (x - mean)^2")
-_row("std std_mean", "reduction", r.variance(1), "Definition: sqrt(the mean of (x - mean)^2)")
-_row("linalg_vector_norm norm", "reduction", r.vector_norm, "Definition: (sum of |x|^p)^(1/p)")
+_row(_POOLS, "max pool", f.window_maximum, COMPARISON)
+_row("adaptive_max_pool2d adaptive_max_pool3d", "max pool", f.adaptive_maximum, COMPARISON)
+_row("prod", "reduction", f.reduced((1, 0), (-1, 0), own_width=True), "As SUM, with multiplications")
+_row("sum", "reduction", f.total, SUM)
+_row("cumsum", "reduction", f.along((0, 1), (0, -1)), SUM)
+_row("max min amax amin argmax argmin", "reduction", f.reduced((0, 1), (0, -1), own_width=True), COMPARISON)
+_row("var var_mean", "reduction", f.reduced((1, 3), (2, -2)), "Definition: the mean of (x - mean)^2")
+_row("std std_mean", "reduction", f.reduced((1, 3), (3, -2)), "Definition: sqrt(the mean of (x - mean)^2)")
+_row("linalg_vector_norm norm", "reduction", f.reduced((1, 1), (1, -1)), "Definition: (sum of |x|^p)^(1/p)")
 
 STANDING = "x * a + b, a and b known ahead of time; COUNTER has only folded ones (see folding.py)"
 NORMALISED = "Definition: (x - mean) / sqrt(variance + eps) * weight + bias"
 
-_row("native_batch_norm", "norm", r.batch_norm, STANDING)
-_row("_native_batch_norm_legit_no_training", "norm", r.batch_norm, STANDING)
-_row("_native_batch_norm_legit", "norm", r.batch_norm, NORMALISED)
-_row("native_layer_norm", "norm", r.layer_norm, NORMALISED)
-_row("native_group_norm", "norm", r.group_norm, NORMALISED)
+_row("native_batch_norm", "norm", f.batch_norm, STANDING)
+_row("_native_batch_norm_legit_no_training", "norm", f.batch_norm, STANDING)
+_row("_native_batch_norm_legit", "norm", f.batch_norm, NORMALISED)
+_row("native_layer_norm", "norm", f.layer_norm, NORMALISED)
+_row("native_group_norm", "norm", f.group_norm, NORMALISED)
 
 RELU = "COUNTER: a ReLU is one multiplication an element, so that the freebie covers it"
 CLAMP = "A ReLU with other bounds: as COUNTER's ReLU"
@@ -98,9 +97,9 @@ _row("softplus", "activation", f.composed(2, 1), "Definition: log(1 + exp(x))")
 _row("log_sigmoid_forward", "activation", f.composed(2, 1), "Definition: -log(1 + exp(-x))")
 _row("mish", "activation", f.composed(4, 1), "Definition: x * tanh(log(1 + exp(x)))")
 _row("glu", "activation", f.composed(3, 1), "Definition: x * sigmoid(y), " + SIGMOID)
-_row("_softmax _safe_softmax", "softmax", f.softmax, "Definition: exp(x) / sum(exp(x))")
-_row("_log_softmax", "softmax", f.log_softmax, "Definition: x - log(sum(exp(x)))")
-_row("logsumexp", "softmax", r.log_sum_exp, "Definition: log(sum(exp(x)))")
+_row("_softmax _safe_softmax", "softmax", f.along((2, 1), (0, -1)), "Definition: exp(x) / sum(exp(x))")
+_row("_log_softmax", "softmax", f.along((1, 2), (1, -1)), "Definition: x - log(sum(exp(x)))")
+_row("logsumexp", "softmax", f.reduced((1, 1), (1, -1)), "Definition: log(sum(exp(x)))")
 _FUNCTIONS = """
 exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh
 atanh erf erfc

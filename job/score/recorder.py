@@ -15,21 +15,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from job.errors import UsageError
 from job.score.graph import (
     IMAGE,
     Call,
     Graph,
     Operand,
     Operation,
+    Stored,
     by_name,
     is_random,
     plain_name,
     tensors,
     written,
 )
-from job.score.levels import computed, levels_bits
 from job.score.operations import is_fill, is_move
-from job.score.stored import Stored, unpack
+from job.score.quantised import computed, levels_bits
 
 
 @dataclass(eq=False)
@@ -127,7 +128,7 @@ class Recorder(TorchDispatchMode):
         if layer not in self.packed:
             self.packed[layer] = {
                 name: Stored.of(f"{layer}.{name}", tensor)
-                for name, tensor in unpack(packed, layer).items()
+                for name, tensor in _unpacked(packed, layer).items()
                 if tensor is not None
             }
         return {
@@ -221,6 +222,15 @@ class Recorder(TorchDispatchMode):
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _unpacked(packed: torch.ScriptObject, layer: str) -> dict[str, Tensor | None]:
+    """Return the weight and bias inside the packed parameters of a PyTorch quantised module."""
+    try:
+        weight, bias = packed.unpack()  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError) as error:
+        raise UsageError(f"the packed weights of {layer or 'the model'} cannot be read: {error}") from error
+    return {"weight": weight, "bias": bias}
 
 
 def _storage(tensor: Tensor) -> int:

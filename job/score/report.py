@@ -1,20 +1,39 @@
-"""The score report: one JSON document, checked against its schema each time it is written."""
+"""The score for people, as a table, and for programs, as a JSON report that is checked against its schema."""
 
 from __future__ import annotations
 
 import functools
+import io
 import json
+from fractions import Fraction
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonschema
+from job.score.tally import ACCUMULATORS, Baseline, LayerRow, Sums, Tally
+
+if TYPE_CHECKING:
+    import jsonschema
+    from rich.table import Table
+
+    from job.score.rules import Scores
 
 SCHEMA = "micronet.score-report/1"
 THRESHOLD = 0.8  # the challenge's: at least 8,000 of the 10,000 test images, without rounding
 
+NOTES = {
+    "writeup": "convolutions, linear layers without bias, average pools; a multiplication counts 1/2",
+    "leaderboard": "as writeup, and the ReLU modules: what was listed in 2019",
+    "official": "everything the network does, batch norms folded where they may",
+}
+
+WIDTH = 200
+"""Columns to lay out in: a table takes what it needs, and no number is ever cut short."""
+
 
 @functools.cache
 def _validator() -> jsonschema.Draft202012Validator:
+    import jsonschema
+
     text = files("job.score").joinpath("score-report.schema.json").read_text("utf-8")
     return jsonschema.Draft202012Validator(
         json.loads(text), format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
@@ -40,3 +59,85 @@ def accuracy(correct: int, total: int, best: dict[str, Any]) -> dict[str, Any]:
         "threshold": THRESHOLD,
         "passed": 10 * correct >= 8 * total,
     }
+
+
+def header(name: str, input_shape: tuple[int, ...], baseline: Baseline | None) -> str:
+    """Return what was counted, and what the score is relative to."""
+    shape = ",".join(map(str, input_shape))
+    if baseline is None:
+        relative = "no score: --baseline cifar100, imagenet or PARAMETERS,OPERATIONS sets a baseline"
+    else:
+        relative = (
+            f"relative to {baseline.name}: {baseline.parameters:,.0f} parameters,"
+            f" {baseline.operations:,.0f} operations"
+        )
+    return f"{name}, one image of {shape}; {relative}"
+
+
+def text(scores: Scores, per_layer: bool = False) -> str:
+    """Return one table for each rule set."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=WIDTH, highlight=False)
+    for name, tally in scores.rule_sets.items():
+        figure = f": {tally.score:.7f}" if tally.baseline else ""
+        freebie = "; 16-bit freebie" if name == "official" and scores.freebie else ""
+        title = f"{name}{figure}\n{NOTES[name]}{freebie}"
+        console.print(_table(title, tally, tally.layers() if per_layer else []))
+        if name == "official" and scores.accumulators:
+            console.print(_accumulators(tally.with_accumulators()))
+    for operator in scores.unknown:
+        console.print(f"{'branch' if operator.branches else 'not counted'}: {operator}")
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines()).strip("\n")
+
+
+def _accumulators(tally: Tally) -> str:
+    figure = f", score {tally.score:.7f}" if tally.baseline else ""
+    return f"with the declared accumulators: {float(tally.total):,.0f} operations{figure}\n{ACCUMULATORS}\n"
+
+
+def _table(title: str, tally: Tally, layers: list[LayerRow]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+    if layers:
+        table.add_column("layer", overflow="fold")
+    table.add_column("kind")
+    for column in ("multiplications", "additions", "counted", "parameters"):
+        table.add_column(column, justify="right")
+    if tally.baseline:
+        table.add_column("share of score", justify="right")
+    lead = [""] if layers else []
+    for row in layers:
+        operations, parameters = Fraction(row.counted), Fraction(row.parameters)
+        table.add_row(
+            row.layer or "(model)",
+            row.kind,
+            *_numbers(row),
+            f"{float(parameters):,.0f}" if parameters else "",
+            *_share(tally, operations=operations, parameters=parameters),
+        )
+    if layers:
+        table.add_section()
+    for kind, sums in tally.operations().items():
+        table.add_row(*lead, kind, *_numbers(sums), "", *_share(tally, operations=Fraction(sums.counted)))
+    table.add_section()
+    total = f"{float(tally.total):,.0f}"
+    table.add_row(*lead, "operations", "", "", total, "", *_share(tally, operations=tally.total))
+    stored = f"{float(tally.parameters):,.0f}"
+    table.add_row(*lead, "parameters", "", "", "", stored, *_share(tally, parameters=tally.parameters))
+    return table
+
+
+def _numbers(row: LayerRow | Sums) -> list[str]:
+    return [f"{number:,.0f}" for number in (row.multiplications, row.additions, row.counted)]
+
+
+def _share(tally: Tally, operations: Fraction = Fraction(), parameters: Fraction = Fraction()) -> list[str]:
+    """Return the cell of the column that a table without a baseline does not have."""
+    if tally.baseline is None:
+        return []
+    return [f"{100 * tally.part(parameters, operations) / tally.score:.3f} %" if tally.score else ""]

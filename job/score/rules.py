@@ -10,24 +10,17 @@ import torch
 from torch import nn
 
 from job.errors import UsageError
-from job.score import crosscheck
-from job.score.architecture import leaderboard, writeup
+from job.score.architecture import cross_check, leaderboard, writeup
 from job.score.bits import Declared
 from job.score.conversions import conversions
 from job.score.graph import Graph, Operation
-from job.score.official import official
+from job.score.official import Storage, official
 from job.score.operations import TABLE, OwnRule, Row, own_row
-from job.score.storage import Storage
-from job.score.tally import CIFAR100, Baseline, Tally
+from job.score.tally import ACCUMULATORS, CIFAR100, Baseline, Tally
 from job.score.trace import trace
 from job.score.widths import Widths
 
 RULE_SETS = ("writeup", "leaderboard", "official")
-
-ACCUMULATORS = (
-    "RULES: an operation whose widest input has b bits counts b/32. The sums have the width that was declared"
-    " for accumulators, exact ones that of an integer adder tree; the score itself counts them at 32 bits"
-)
 
 _BRANCHES = (
     "_local_scalar_dense",
@@ -123,7 +116,7 @@ def score(
     unknown = _unknown(graph, table)
     if unknown and not allow_unknown:
         raise _refusal(unknown)
-    crosscheck.check(graph)
+    cross_check(graph)
     converted = conversions(graph)
     if declared is not None:
         kinds = ((op.layer, table[op.name].kind) for op in graph.operations if op.name in table)

@@ -9,6 +9,11 @@ from typing import Any
 
 from job.errors import UsageError
 
+ACCUMULATORS = (
+    "RULES: an operation whose widest input has b bits counts b/32. The sums have the width that was declared"
+    " for accumulators, exact ones that of an integer adder tree; the score itself counts them at 32 bits"
+)
+
 
 @dataclass(frozen=True)
 class Baseline:

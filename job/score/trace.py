@@ -1,8 +1,10 @@
-"""Run a copy of a model once and return the graph of what it did with the image."""
+"""Run a copy of a model once and return the graph of what it executed."""
 
 from __future__ import annotations
 
+import copy
 import importlib
+import math
 import traceback
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.overrides import TorchFunctionMode
 
-from job.errors import DataError, JobError
-from job.score.graph import Graph
+from job.errors import DataError, JobError, UsageError
+from job.score.graph import Graph, InputQuantisation, Stored, dtype_bits
 from job.score.recorder import NOT_THE_MODEL, Recorder
-from job.score.stored import plain_copy
 
 FRAMES = 3
 """Frames of the user's own code that are named when it raises."""
@@ -57,6 +59,87 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
             "the model's result does not come from its input by torch's operators, which alone are counted"
         )
     return graph
+
+
+def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Stored]]:
+    """Return a copy of `model`, in eval mode on the CPU, and by id of its tensors what is stored for each.
+
+    In the copy pruned weights are only the weights, and tensors of a quantised subclass (`torchao` and the
+    like) plain floating-point ones, so that it executes plain operators; what they store is described
+    next to it. Tensors on the meta device stay there. `model` is only read.
+
+    Raises UsageError if the model cannot be copied.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    # Tensors that are no parameters or buffers: deepcopy refuses those that autograd computed (the `weight`
+    # that pruning leaves behind), and `to` would leave them where they are.
+    loose = {
+        id(value): _on_cpu(value.detach().clone())
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor)
+    }
+    try:
+        replica = copy.deepcopy(model, dict[int, Any](loose)).eval()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise UsageError(
+            f"the model cannot be copied, and the score never runs the live one: {error}",
+            "Give a model that copy.deepcopy accepts",
+        ) from error
+    replica._apply(_on_cpu)
+    _finish_pruning(replica)
+    stored: dict[int, Stored] = {}
+    for path, module in replica.named_modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or id(tensor) in stored:
+                    continue
+                full_name = f"{path}.{name}".lstrip(".")
+                plain, description = _plain(full_name, tensor)
+                tensors[name] = plain
+                stored[id(plain)] = description
+    return replica, stored
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.cpu()
+
+
+def _finish_pruning(model: nn.Module) -> None:
+    """Put the pruned weight in the place of the weight and mask that it is computed from."""
+    for module in model.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+
+
+def _plain(name: str, tensor: Tensor) -> tuple[Tensor, Stored]:
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None or not hasattr(tensor, "dequantize") or type(tensor) in (Tensor, nn.Parameter):
+        return tensor, Stored.of(name, tensor)
+    parts: list[Tensor] = [getattr(tensor, part) for part in flatten()[0]]
+    data = max(parts, key=Tensor.numel)
+    # Several values may share a byte (int4), or a byte hold fewer levels than it could.
+    bits = math.ceil(data.numel() * dtype_bits(data.dtype) / tensor.numel())
+    target = getattr(tensor, "target_dtype", None)
+    if isinstance(target, torch.dtype):
+        bits = min(bits, dtype_bits(target))
+    overhead = sum(
+        part.numel() * dtype_bits(part.dtype)
+        for part in parts
+        if part is not data and part.count_nonzero()  # zero points that are all 0 need not be stored
+    )
+    plain = tensor.dequantize().detach()
+    return plain, Stored(name, plain, bits, overhead, input_quantisation=_input_quantisation(tensor))
+
+
+def _input_quantisation(tensor: Any) -> InputQuantisation | None:
+    """Return how the layer of a torchao int8 weight quantises its input; None where it does not."""
+    how = getattr(tensor, "act_quant_kwargs", None)
+    if how is None or type(tensor).__name__ != "Int8Tensor":
+        return None
+    finds_scale = tensor.act_quant_scale is None
+    return InputQuantisation(8, finds_scale, finds_scale and how.mapping_type.name == "ASYMMETRIC")
 
 
 def _image(model: nn.Module, shape: tuple[int, ...]) -> Tensor:

@@ -13,10 +13,9 @@ from job.errors import UsageError
 from job.score.bits import Declared, ValueBits
 from job.score.conversions import Conversions
 from job.score.formulas import Sums, Term
-from job.score.graph import Graph, Operand, Operation
-from job.score.levels import levels_bits
+from job.score.graph import Graph, Operand, Operation, Stored, Width, dtype_bits
 from job.score.operations import Row, is_counted
-from job.score.stored import Stored, Width, dtype_bits
+from job.score.quantised import levels_bits
 
 FREEBIE_BITS = 16
 """RULES: entries that quantise nothing count parameters and multiplications as if of 16 bits."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from job.run.records import Epoch
 from job.score.report import THRESHOLD
+from job.text import percent, power_of_ten
 from job.view.comparison import ENOUGH, are_seeds, distinct, labels
 from job.view.plots import Plot, Series, line_chart
 from job.view.stored_run import StoredRun
-from job.words import percent, power_of_ten
 
 STYLES = 8
 """Colours that can be distinguished; a ninth run reuses the first one's."""

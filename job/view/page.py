@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from job import words
 from job.run import layout
 from job.settings import PRECISIONS
 from job.store.base import Store
+from job.text import duration, ordinal, percent
 from job.view import curves, standing
 from job.view.answers import ClassResult, Heat, Mistake, heat
 from job.view.comparison import Group, groups, labels, recipe_differences
@@ -40,8 +40,8 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("accuracy", "Accuracy", words.percent),
-    Column("holdout_accuracy", "Hold-out", words.percent),
+    Column("accuracy", "Accuracy", percent),
+    Column("holdout_accuracy", "Hold-out", percent),
     Column("test_loss", "Test loss", "{:.4f}".format),
     Column("train_loss", "Training loss", "{:.4f}".format),
     Column("images_per_second", "images/s", "{:,.0f}".format),
@@ -135,9 +135,9 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": words.percent,
-        "duration": words.duration,
-        "ordinal": words.ordinal,
+        "percent": percent,
+        "duration": duration,
+        "ordinal": ordinal,
         "data_uri": _data_uri,
     }
     return environment

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from job.text import duration
 from job.view.comparison import Estimate, estimate
 from job.view.stored_run import AttemptSummary, downtimes
-from job.words import duration
 
 TICKS = 5  # at most, on an axis
 NARROW = 4  # on the x axis, whose labels stand side by side on a phone's 300 pixels

@@ -13,14 +13,13 @@ from job.events import printable
 from job.run import documents, layout, records
 from job.run.claims import latest
 from job.run.documents import Record
-from job.run.heartbeat import EVERY_SECONDS
-from job.run.lineage import REFUSED, last_beat, lineage
+from job.run.lineage import HEARTBEAT_SECONDS, REFUSED, last_beat, lineage
 from job.run.outputs import MAX_REPORT_BYTES
 from job.run.records import Beat, Share
 from job.store.base import Store, TransientError
-from job.words import duration
+from job.text import duration
 
-SILENT_SECONDS = 3 * EVERY_SECONDS  # without a heartbeat before an attempt is called silent
+SILENT_SECONDS = 3 * HEARTBEAT_SECONDS  # without a heartbeat before an attempt is called silent
 
 WATCH_SECONDS = 5.0
 RETRY_SECONDS = 5.0  # for a call of the store, so that an outage is told while it lasts

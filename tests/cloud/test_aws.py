@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from job.cloud import aws
-from job.cloud.task import train_task
+from job.cloud.submission import train_task
 from job.errors import JobError
 from tests.cloud.documents import IMAGE, INFRA, assert_one_clear_line, aws_template, micronet, rendered
 from tests.cloud.servers import KEYS, MASKED, Moto, Recorder, nobody

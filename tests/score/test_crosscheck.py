@@ -7,14 +7,14 @@ from torch import nn
 
 from job.errors import JobError
 from job.network.wide_resnet import wide_resnet
-from job.score import crosscheck
+from job.score.architecture import cross_check
 from job.score.rules import score
 from job.score.trace import trace
 
 
 def test_torchstat_agrees_on_every_layer_of_the_default_network_that_it_can_count() -> None:
     # 22 convolutions, the ten ReLU modules and the linear layer.
-    assert crosscheck.check(trace(wide_resnet(), (3, 32, 32))) == 22 + 10 + 1
+    assert cross_check(trace(wide_resnet(), (3, 32, 32))) == 22 + 10 + 1
 
 
 def test_torchstat_agrees_on_each_kind_of_layer_it_can_count() -> None:
@@ -28,12 +28,12 @@ def test_torchstat_agrees_on_each_kind_of_layer_it_can_count() -> None:
         nn.Linear(4 * 1 * 2, 3),
         nn.ReLU(),
     )
-    assert crosscheck.check(trace(model, (2, 9, 9))) == 7
+    assert cross_check(trace(model, (2, 9, 9))) == 7
 
 
 def test_a_layer_that_is_called_twice_is_compared_as_a_whole() -> None:
     conv = nn.Conv2d(2, 2, 3, padding=1)
-    assert crosscheck.check(trace(nn.Sequential(conv, conv), (2, 5, 5))) == 1
+    assert cross_check(trace(nn.Sequential(conv, conv), (2, 5, 5))) == 1
 
 
 def test_a_disagreement_is_an_error_that_shows_both_numbers() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job.errors import UsageError
-from job.score import show
+from job.score import report
 from job.score.bits import Declared
-from job.score.rules import ACCUMULATORS, Scores, score
-from job.score.tally import Tally
+from job.score.rules import Scores, score
+from job.score.tally import ACCUMULATORS, Tally
 
 SHAPE = (3, 32, 32)
 RESULTS = 8 * 30 * 30  # of a 3x3 convolution to 8 channels
@@ -161,7 +161,7 @@ def test_exact_accumulators_grow_by_a_bit_a_level() -> None:
         "score": exact.score,
         "rule": ACCUMULATORS,
     }
-    shown = show.text(scores)
+    shown = report.text(scores)
     assert f"with the declared accumulators: {float(exact.total):,.0f} operations" in shown
     assert "RULES: an operation whose widest input has b bits counts b/32" in shown
 

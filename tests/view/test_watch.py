@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from job.run.checkpoints import Checkpoints
-from job.run.heartbeat import Heartbeat
+from job.run.lineage import Heartbeat
 from job.store import Store, open_store
 from job.store.base import TransientError
 from job.view import status

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.cloud.task import recipe_arguments, train_task
+from job.cloud.submission import recipe_arguments, train_task
 from job.commands.options import chosen_recipe
 from job.commands.train import train
 from job.errors import UsageError

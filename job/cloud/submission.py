@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from job.address import has_credentials, redact
 from job.cloud.array import SIZE
 from job.errors import UsageError
+from job.text import has_credentials, redact
 
 CACHE = "/data"
 """The image's folder for unpacked data."""
