@@ -17,8 +17,8 @@ from job.data.store_cache import place
 from job.machine import compiler, faults
 from job.machine import device as devices
 from job.machine.environment import environment, name_code
+from job.machine.faults import Watchdog
 from job.machine.preemption import Preemption
-from job.machine.watchdog import Watchdog
 from job.network.weights import NetworkInfo
 from job.preflight import start as preflight
 from job.progress import Plan, Progress
