@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from job import events
+from job.data.archive import place
 from job.data.dataset import PreparedData, prepare
-from job.data.store_cache import place
 from job.machine import compiler, faults
 from job.machine import device as devices
 from job.machine.faults import Watchdog
