@@ -8,7 +8,7 @@ import boto3
 from botocore import exceptions as boto
 from botocore.config import Config
 
-from job.cloud.submission import Task
+from job.cloud.submission import Submission
 from job.errors import RETRYABLE, ConfigurationError, JobError, MachineError, PermissionRefusedError
 
 ATTEMPTS = 10
@@ -29,20 +29,20 @@ _UNREACHABLE = (
 _REFUSED = ("AccessDenied", "ExpiredToken", "InvalidClientTokenId", "SignatureDoesNotMatch", "Unrecognized")
 
 
-def request(task: Task, queue: str, definition: str) -> dict[str, Any]:
-    """Return the SubmitJob request; what `task` leaves open is the job definition's."""
-    variables = [{"name": name, "value": value} for name, value in task.environment.items()]
+def request(submission: Submission, queue: str, definition: str) -> dict[str, Any]:
+    """Return the SubmitJob request; image, GPU and unset times come from the job definition."""
+    variables = [{"name": name, "value": value} for name, value in submission.environment.items()]
     document: dict[str, Any] = {
-        "jobName": task.name,
+        "jobName": submission.name,
         "jobQueue": queue,
         "jobDefinition": definition,
-        "containerOverrides": {"command": list(task.arguments), "environment": variables},
+        "containerOverrides": {"command": list(submission.arguments), "environment": variables},
         "retryStrategy": retry_strategy(),
     }
-    if task.seeds is not None:
-        document["arrayProperties"] = {"size": task.seeds}
-    if task.timeout_seconds is not None:
-        document["timeout"] = {"attemptDurationSeconds": task.timeout_seconds}
+    if submission.seeds is not None:
+        document["arrayProperties"] = {"size": submission.seeds}
+    if submission.timeout_seconds is not None:
+        document["timeout"] = {"attemptDurationSeconds": submission.timeout_seconds}
     return document
 
 
@@ -55,11 +55,11 @@ def retry_strategy() -> dict[str, Any]:
 
 
 def submit(document: dict[str, Any]) -> tuple[str, str]:
-    """Queue the job; return its id and where to look at it. Raises JobErrors."""
+    """Queue the job; return its id and the console's page for it. Raises JobError."""
     where = f"the queue {document['jobQueue']}"
     try:
         client = boto3.client("batch", config=_CONFIG)
-    except ValueError as error:  # how boto3 says that an endpoint is none
+    except ValueError as error:  # boto3's error for an invalid endpoint
         raise ConfigurationError(f"{where}: {error}", "Correct AWS_ENDPOINT_URL") from error
     except boto.BotoCoreError as error:
         raise explain(error, where) from error
@@ -73,7 +73,7 @@ def submit(document: dict[str, Any]) -> tuple[str, str]:
 
 
 def explain(error: Exception, where: str) -> JobError:
-    """Return the JobError for what boto3 raised at a request about `where`."""
+    """Return the JobError for what boto3 raised at a request to `where`."""
     if isinstance(error, boto.ClientError):
         return _explain_answer(error, where)
     said = f"{where}: {error}".rstrip(".")

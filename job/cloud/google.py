@@ -8,29 +8,29 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from job.cloud.submission import SHARED_MEMORY_MIB, Task
+from job.cloud.submission import SHARED_MEMORY_MIB, Submission
 from job.errors import RETRYABLE, ConfigurationError, JobError, MachineError, PermissionRefusedError
 
 RETRIES = 10
 """The most that Google Batch allows."""
 
 HOST_LOST = (50001, 50002, 50003, 50004, 50006)
-"""Exit codes of Batch's own: the VM was preempted, fell silent, rebooted, hung, was recreated. 50005, the
-time limit, is none of them: https://cloud.google.com/batch/docs/troubleshooting#reserved-exit-codes."""
+"""Batch's own exit codes: the VM was preempted, unreachable, rebooted, hung, recreated. 50005, the time
+limit, is not retried: https://cloud.google.com/batch/docs/troubleshooting#reserved-exit-codes."""
 
 CPU_MILLI, MEMORY_MIB = 3500, 12288
 """Of the 4 vCPU and 16 GiB of the smallest machine with an L4."""
 
 DISK_GB = 60
-"""The image is 7 GB, unpacked while its layers are still there."""
+"""Enough for the image of 7 GB and its layers while they are unpacked."""
 
 _CONNECT_SECONDS = 20
 _ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH"
-"""The variable with which gcloud too is sent to another address."""
+"""The variable that overrides the address of the API, for gcloud too."""
 
 
 def document(
-    task: Task,
+    submission: Submission,
     image: str,
     region: str,
     machine_type: str,
@@ -40,21 +40,21 @@ def document(
     """Return the job; `secret_variables` maps names to versions in the Secret Manager."""
     container = {
         "imageUri": image,
-        "commands": list(task.arguments),
+        "commands": list(submission.arguments),
         # Batch adds what the GPU needs: https://github.com/GoogleCloudPlatform/batch-samples/issues/18
         "options": f"--read-only --tmpfs=/tmp --shm-size={SHARED_MEMORY_MIB}m --cap-drop=ALL "
         "--security-opt=no-new-privileges",
     }
     spec = {
         "runnables": [{"container": container}],
-        "environment": {"variables": dict(task.environment), "secretVariables": dict(secret_variables)},
+        "environment": {"variables": dict(submission.environment), "secretVariables": dict(secret_variables)},
         "computeResource": {"cpuMilli": CPU_MILLI, "memoryMib": MEMORY_MIB},
-        "maxRunDuration": f"{task.timeout_seconds}s",
+        "maxRunDuration": f"{submission.timeout_seconds}s",
         "maxRetryCount": RETRIES,
         "lifecyclePolicies": lifecycle_policies(),
     }
     instance = {
-        "installGpuDrivers": task.gpu,
+        "installGpuDrivers": submission.gpu,
         "policy": {
             "machineType": machine_type,
             "provisioningModel": "SPOT",
@@ -64,24 +64,24 @@ def document(
     policy = {"instances": [instance], "location": {"allowedLocations": [f"regions/{region}"]}}
     if service_account:
         policy["serviceAccount"] = {"email": service_account}
-    seeds = task.seeds or 1
+    seeds = submission.seeds or 1
     return {
         "taskGroups": [
             {"taskCount": seeds, "parallelism": seeds, "taskCountPerNode": 1, "taskSpec": spec},
         ],
         "allocationPolicy": policy,
         "logsPolicy": {"destination": "CLOUD_LOGGING"},
-        "labels": {"micronet": task.name},
+        "labels": {"micronet": submission.name},
     }
 
 
 def lifecycle_policies() -> list[dict[str, Any]]:
-    """Return the one policy that Batch supports; what it does not list gets the opposite: it fails."""
+    """Return the one policy that Batch supports; exit codes that it does not list fail the task."""
     return [{"action": "RETRY_TASK", "actionCondition": {"exitCodes": [*RETRYABLE, *HOST_LOST]}}]
 
 
 def submit(job: dict[str, Any], name: str, project: str, region: str) -> tuple[str, str]:
-    """Create the job; return its id and where to look at it. Raises JobErrors."""
+    """Create the job; return its id and the console's page for it. Raises JobError."""
     try:
         from google.api_core import client_options, exceptions
         from google.auth import exceptions as auth

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from job.cloud.submission import CACHE, SHARED_MEMORY_MIB, Task
+from job.cloud.submission import CACHE, SHARED_MEMORY_MIB, Submission
 from job.errors import (
     PREEMPTED,
     RETRYABLE,
@@ -15,13 +15,13 @@ from job.errors import (
 )
 
 BACKOFF_LIMIT = 10
-"""Failures that count; lost nodes, evictions and exit code 75 do not."""
+"""Retries of failures that count; lost nodes, evictions and exit code 75 do not."""
 
 CPU, MEMORY = "3", "12Gi"
-"""What an instance of 4 vCPU and 16 GiB has left beside the node's own programs."""
+"""What the node's own programs leave of an instance of 4 vCPU and 16 GiB."""
 
 USER = 1000
-"""The image's; it runs as any."""
+"""The image's user; any other works too."""
 
 KEPT_SECONDS = 7 * 24 * 3600
 """How long a finished Job and its logs stay."""
@@ -31,18 +31,18 @@ _TIMEOUT_SECONDS = (10, 20)  # to connect, to read
 
 
 def manifest(
-    task: Task, image: str, service_account: str | None, secret: str | None, queue: str | None
+    submission: Submission, image: str, service_account: str | None, secret: str | None, queue: str | None
 ) -> dict[str, Any]:
-    """Return the Job; the keys of `secret` become variables, and a `queue` is one of Kueue."""
+    """Return the Job; the keys of `secret` become variables, and `queue` is a local queue of Kueue."""
     spec: dict[str, Any] = {
-        "activeDeadlineSeconds": task.timeout_seconds,
+        "activeDeadlineSeconds": submission.timeout_seconds,
         "ttlSecondsAfterFinished": KEPT_SECONDS,
-        "podReplacementPolicy": "Failed",  # not while the one before is still saving
-        "podFailurePolicy": {"rules": failure_rules(task.seeds is not None)},
-        **_completions(task.seeds),
+        "podReplacementPolicy": "Failed",  # not while the pod before it is still saving
+        "podFailurePolicy": {"rules": failure_rules(submission.seeds is not None)},
+        **_completions(submission.seeds),
         "template": {
             "metadata": {"labels": {"app.kubernetes.io/name": "micronet"}},
-            "spec": _pod(task, image, service_account, secret),
+            "spec": _pod(submission, image, service_account, secret),
         },
     }
     labels = {"app.kubernetes.io/name": "micronet"}
@@ -52,14 +52,14 @@ def manifest(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        # A new name each time, so that the same command submits again what has used its attempts up.
-        "metadata": {"generateName": f"{task.name}-", "labels": labels},
+        # A new name each time, so that the same command submits again when the attempts are used up.
+        "metadata": {"generateName": f"{submission.name}-", "labels": labels},
         "spec": spec,
     }
 
 
 def failure_rules(array: bool) -> list[dict[str, Any]]:
-    """Return the rules, tried in order. In an array what cannot be retried fails its index and no other."""
+    """Return the rules, tried in order; in an array a failure without retry fails only its own index."""
     counted = sorted(set(RETRYABLE) - {PREEMPTED.code})
     return [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -86,15 +86,17 @@ def _completions(seeds: int | None) -> dict[str, Any]:
     }
 
 
-def _pod(task: Task, image: str, service_account: str | None, secret: str | None) -> dict[str, Any]:
+def _pod(
+    submission: Submission, image: str, service_account: str | None, secret: str | None
+) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": _CONTAINER,
         "image": image,
-        "args": list(task.arguments),
-        "env": [{"name": name, "value": value} for name, value in task.environment.items()],
+        "args": list(submission.arguments),
+        "env": [{"name": name, "value": value} for name, value in submission.environment.items()],
         "resources": {
             "requests": {"cpu": CPU, "memory": MEMORY},
-            "limits": {"memory": MEMORY} | ({"nvidia.com/gpu": "1"} if task.gpu else {}),
+            "limits": {"memory": MEMORY} | ({"nvidia.com/gpu": "1"} if submission.gpu else {}),
         },
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -111,7 +113,7 @@ def _pod(task: Task, image: str, service_account: str | None, secret: str | None
         container["envFrom"] = [{"secretRef": {"name": secret}}]
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": task.grace_seconds,
+        "terminationGracePeriodSeconds": submission.grace_seconds,
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,
@@ -130,7 +132,7 @@ def _pod(task: Task, image: str, service_account: str | None, secret: str | None
             },
         ],
     }
-    if task.gpu:  # a cluster's GPU nodes are tainted so
+    if submission.gpu:  # a cluster's GPU nodes are tainted so
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     if service_account:
         pod["serviceAccountName"] = service_account
@@ -138,7 +140,7 @@ def _pod(task: Task, image: str, service_account: str | None, secret: str | None
 
 
 def submit(job: dict[str, Any], namespace: str) -> tuple[str, str]:
-    """Create the Job; return its name and how to look at it. Raises JobErrors."""
+    """Create the Job; return its name and the command that shows its logs. Raises JobError."""
     try:
         from kubernetes import client, config
         from urllib3.exceptions import HTTPError

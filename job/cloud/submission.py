@@ -1,4 +1,4 @@
-"""What every scheduler is given: the command of the image, its variables and its bounds."""
+"""A training as every scheduler gets it: command, variables and bounds; and the task of an array in it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from job.cloud.array import SIZE
-from job.errors import UsageError
+from job.errors import ConfigurationError, UsageError
 from job.text import has_credentials, redact
 
 CACHE = "/data"
@@ -17,17 +16,23 @@ CACHE = "/data"
 SHARED_MEMORY_MIB = 1024
 """Of /dev/shm, where a container gets 64 MiB by itself: https://github.com/pytorch/pytorch/issues/5040."""
 
+ARRAY_SIZE = "MICRONET_ARRAY"
+"""Set by `submit --array`; the schedulers set their own variables for other jobs too."""
+
+ARRAY_INDICES = ("AWS_BATCH_JOB_ARRAY_INDEX", "BATCH_TASK_INDEX", "JOB_COMPLETION_INDEX")
+"""The index of a task, from 0: AWS Batch, Google Batch, Kubernetes."""
+
 _DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 _SECRET = re.compile(
-    r"(?!.*_(FILE|PATH|ID|URI)$|GOOGLE_APPLICATION_CREDENTIALS$)"  # these say where a secret is, or whose
+    r"(?!.*_(FILE|PATH|ID|URI)$|GOOGLE_APPLICATION_CREDENTIALS$)"  # a place or an owner, no secret
     r"(.*(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|APIKEY)|(.*_)?(PASS|PWD|KEY|AUTH|PAT|SIGNATURE)S?(_|$))",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
-class Task:
-    """A training run, or with `seeds` an array of them, as a scheduler sees it."""
+class Submission:
+    """A training run, or with `seeds` an array of them, as it is submitted to a scheduler."""
 
     name: str
     run: str  # s3:// address; of an array, the prefix its runs are under
@@ -39,7 +44,7 @@ class Task:
     timeout_seconds: int | None
 
 
-def train_task(
+def training(
     run: str,
     recipe: Mapping[str, Any],
     *,
@@ -51,11 +56,11 @@ def train_task(
     timeout_seconds: int | None = None,
     variables: Mapping[str, str] | None = None,
     image: str | None = None,
-) -> Task:
-    """Return the task that trains at `run`, with the fields of `recipe` instead of the defaults.
+) -> Submission:
+    """Return the submission that trains at `run`, with the fields of `recipe` instead of the defaults.
 
-    A grace or a time-out of None is left to the scheduler's job definition. Raises UsageError for what no
-    job should be given.
+    A grace or a timeout of None is left to the scheduler's job definition. Raises UsageError for a run
+    outside a bucket, an image without digest, and a secret in `variables` or `data`.
     """
     variables = dict(variables or {})
     _check(run, image, variables, data)
@@ -65,8 +70,8 @@ def train_task(
     arguments += [] if grace_seconds is None else ["--grace", str(grace_seconds)]
     environment = {"MICRONET_LOG_FORMAT": "json"}
     environment |= {} if image is None else {"MICRONET_IMAGE": image}
-    environment |= {} if seeds is None else {SIZE: str(seeds)}
-    return Task(
+    environment |= {} if seeds is None else {ARRAY_SIZE: str(seeds)}
+    return Submission(
         name=_name(run),
         run=run,
         arguments=tuple(arguments),
@@ -78,8 +83,33 @@ def train_task(
     )
 
 
+def array_member(environment: Mapping[str, str], seed: int, run: str | None) -> tuple[int, str | None]:
+    """Return the seed and the run of this task: `seed` plus its index, and `run`/seed-SEED.
+
+    Returns both unchanged where the environment is of no array. Raises ConfigurationError for an array
+    without an index, or without a run to put its members under.
+    """
+    size = environment.get(ARRAY_SIZE)
+    if not size:
+        return seed, run
+    found = next((environment[name] for name in ARRAY_INDICES if name in environment), None)
+    if found is None:
+        raise ConfigurationError(
+            f"{ARRAY_SIZE} is {size}, and the scheduler gave no index ({', '.join(ARRAY_INDICES)})",
+            f"Submit with `micronet submit --array`, or unset {ARRAY_SIZE}",
+        )
+    if not (size.isdecimal() and found.isdecimal() and int(found) < int(size)):
+        raise ConfigurationError(f"the index {found} lies outside an array of {size}", f"Unset {ARRAY_SIZE}")
+    if run is None:
+        raise ConfigurationError(
+            f"{ARRAY_SIZE} is {size}, and there is no --run", "Give the prefix of the runs"
+        )
+    own = seed + int(found)
+    return own, f"{run.rstrip('/')}/seed-{own}"
+
+
 def recipe_arguments(recipe: Mapping[str, Any]) -> list[str]:
-    """Return the options of `train` that stand for these fields of the recipe."""
+    """Return the options of `train` for these fields of the recipe."""
     arguments = []
     for name, value in recipe.items():
         option = name.replace("_", "-")
@@ -118,6 +148,6 @@ def _check(run: str, image: str | None, variables: Mapping[str, str], data: Sequ
 
 
 def _name(run: str) -> str:
-    """Name the job after the run: at most 40 of a-z, 0-9 and -, which leaves schedulers room for a suffix."""
+    """Return a name after the run's: at most 40 of a-z, 0-9 and -, which leaves room for a suffix."""
     last = re.sub(r"[^a-z0-9]+", "-", run.rpartition("/")[2].lower())
     return f"micronet-{last}"[:40].strip("-")

@@ -32,7 +32,7 @@ def data(data: tuple[str, ...], demo: bool, cache: str, export: str | None, prev
     prepared = prepare(sources(data, demo), Path(cache))
     click.echo(prepared.folder)
     if export:
-        from job.data.export import export as write_folders
+        from job.data.pack import export as write_folders
 
         write_folders(prepared.dataset, Path(export))
         click.echo(export)

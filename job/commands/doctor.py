@@ -64,7 +64,7 @@ def doctor(
 
     The exit code is that of the first failure that another machine would not mend, else of the first.
     """
-    from job.data.store_cache import place
+    from job.data.archive import place
     from job.preflight.doctor import examine, exit_code
 
     recipe = chosen_recipe(context, demo, values)

@@ -23,7 +23,7 @@ from job.commands.options import (
 from job.settings import AttemptSettings, Placement
 
 if TYPE_CHECKING:
-    from job.cloud.submission import Task
+    from job.cloud.submission import Submission
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,12 +53,12 @@ PAIR = Pair()
 def submit() -> None:
     """Queue the training as a batch job, which is retried when its machine goes away.
 
-    When the scheduler has used its attempts up, the same command goes on where they stopped.
+    When the scheduler has used up its attempts, the same command resumes the run.
     """
 
 
 def task_options(own_bounds: bool) -> Callable[[Command], Command]:
-    """Return a decorator that adds the options of `_task`; without `own_bounds` a job definition has them."""
+    """Return a decorator that adds the options of `_submission`; with `own_bounds` times have defaults."""
     options = [
         setting_option(Placement, "run", required=True, help="s3://bucket/prefix of the run."),
         option(
@@ -73,7 +73,7 @@ def task_options(own_bounds: bool) -> Callable[[Command], Command]:
             type=SECONDS,
             default=TIMEOUT if own_bounds else None,
             metavar="TIME",
-            help="Time after which an attempt (on Kubernetes: the Job) is ended for good.",
+            help="Time after which an attempt (on Kubernetes: the Job) is ended and not retried.",
         ),
         option(
             "--env",
@@ -97,8 +97,8 @@ def task_options(own_bounds: bool) -> Callable[[Command], Command]:
     return decorate
 
 
-image_option = option("--image", required=True, metavar="NAME@sha256:HEX", help="The image, by its digest.")
-account_option = option("--service-account", metavar="NAME", help="What the job acts as.")
+image_option = option("--image", required=True, metavar="NAME@sha256:HEX", help="Image, by its digest.")
+account_option = option("--service-account", metavar="NAME", help="Service account that the job acts as.")
 
 
 @submit.command()
@@ -109,16 +109,16 @@ account_option = option("--service-account", metavar="NAME", help="What the job 
 def aws(context: click.Context, /, queue: str, definition: str, dry_run: bool, **values: Any) -> None:
     """Submit to AWS Batch, to the stack of infra/aws/micronet.yaml.
 
-    Image and GPU are the job definition's, and so are grace and time-out unless they are given.
+    Image and GPU come from the job definition, as do grace and timeout unless they are given.
     """
     from job.cloud import aws as batch
 
-    task = _task(context, **values)
-    document = batch.request(task, queue, definition)
+    submission = _submission(context, **values)
+    document = batch.request(submission, queue, definition)
     if dry_run:
         click.echo(json.dumps(document, indent=2))
     else:
-        _tell(task, *batch.submit(document))
+        _report(submission, *batch.submit(document))
 
 
 @submit.command()
@@ -151,12 +151,12 @@ def gcp(
     """Submit to Google Batch, on Spot VMs."""
     from job.cloud import google as batch
 
-    task = _task(context, image, **values)
-    document = batch.document(task, image, region, machine_type, service_account, dict(secret))
+    submission = _submission(context, image, **values)
+    document = batch.document(submission, image, region, machine_type, service_account, dict(secret))
     if dry_run:
         click.echo(json.dumps(document, indent=2))
     else:
-        _tell(task, *batch.submit(document, task.name, project, region))
+        _report(submission, *batch.submit(document, submission.name, project, region))
 
 
 @submit.command()
@@ -183,15 +183,15 @@ def kubernetes(
 
     from job.cloud import kubernetes as cluster
 
-    task = _task(context, image, **values)
-    document = cluster.manifest(task, image, service_account, secret, queue)
+    submission = _submission(context, image, **values)
+    document = cluster.manifest(submission, image, service_account, secret, queue)
     if dry_run:
         click.echo(yaml.safe_dump(document, sort_keys=False, width=100), nl=False)
     else:
-        _tell(task, *cluster.submit(document, namespace))
+        _report(submission, *cluster.submit(document, namespace))
 
 
-def _task(
+def _submission(
     context: click.Context,
     image: str | None = None,
     *,
@@ -204,16 +204,16 @@ def _task(
     demo: bool,
     device: str,
     **recipe: Any,
-) -> Task:
-    from job.cloud.submission import train_task
+) -> Submission:
+    from job.cloud.submission import training
 
     sources(data, demo)
     chosen = chosen_recipe(context, demo, recipe)
     default = click.core.ParameterSource.DEFAULT
     given = [name for name in recipe if context.get_parameter_source(name) is not default]
     if array:
-        replace(chosen, seed=chosen.seed + array - 1)  # raises where the last task could not have its seed
-    return train_task(
+        replace(chosen, seed=chosen.seed + array - 1)  # raises if the last seed is out of range
+    return training(
         run,
         {name: getattr(chosen, name) for name in given},
         data=data,
@@ -228,13 +228,13 @@ def _task(
 
 
 def _whole(seconds: float | None) -> int | None:
-    """Round down, but not to nothing: a grace must not be promised longer than it is."""
+    """Round down, but not to 0: a grace must not be promised longer than it is."""
     return None if seconds is None else max(1, int(seconds))
 
 
-def _tell(task: Task, job: str, look: str) -> None:
-    run = task.run if task.seeds is None else f"{task.run}/seed-SEED"
+def _report(submission: Submission, job: str, logs: str) -> None:
+    run = submission.run if submission.seeds is None else f"{submission.run}/seed-SEED"
     click.echo(f"job       {job}")
-    click.echo(f"look      {look}")
+    click.echo(f"logs      {logs}")
     click.echo(f"status    micronet status {run}")
-    click.echo("again     when its attempts are used up, the same command goes on where they stopped")
+    click.echo("again     when its attempts are used up, the same command resumes the run")

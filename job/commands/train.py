@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from job import events, settings
-from job.cloud import array
+from job.cloud.submission import array_member
 from job.commands.options import (
     cache_option,
     chosen_device,
@@ -74,7 +74,7 @@ def train(
 ) -> None:
     """Fetch the data, train, evaluate and write the score report; go on where an earlier attempt stopped."""
     recipe = chosen_recipe(context, demo, values)
-    seed, run = array.member(os.environ, recipe.seed, run)
+    seed, run = array_member(os.environ, recipe.seed, run)
     recipe = replace(recipe, seed=seed)
     if demo and is_default(context, "checkpoint_every"):
         checkpoint_every = settings.DEMO_CHECKPOINT_SECONDS

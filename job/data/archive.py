@@ -1,19 +1,22 @@
-"""From a list of sources to a folder of verified files: fetch, check, unpack."""
+"""Fetch the archive from the first source that has it, through a copy in a store where there is one.
+
+That copy, kept under its SHA-256, is a help and never a condition: a failure with it is logged as an event,
+and the archive comes from its source.
+"""
 
 from __future__ import annotations
 
 import re
+import threading
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from job import events
-from job.data.cifar import CIFAR100_SHA256, FILES, FOLDER
+from job.data.cifar import CIFAR100_SHA256
 from job.data.download import download
-from job.data.extract import extract
 from job.data.remote import HTTP
-from job.data.store_cache import download_once
 from job.errors import (
     ConfigurationError,
     DataError,
@@ -22,17 +25,24 @@ from job.errors import (
     PermissionRefusedError,
     UsageError,
 )
-from job.store import local_path
-from job.store.files import exclusive, explain, scratch, sha256_of
+from job.store import local_path, open_store
+from job.store.base import AbsentError
+from job.store.files import explain, sha256_of
 from job.text import redact
 
 SCHEMES = ("file", "http", "https", "s3")
-CHECKSUMS = "SHA256SUMS"
+STORE_FOLDER = "data"
+NO_STORE = "none"
+
+UPLOAD_SECONDS = 120.0
+"""The longest wait for an upload, of CIFAR-100 at 1.4 MB/s; a slower one continues in the background."""
+
+STORE_RETRY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an archive can be had, and what it must then be (`size` in bytes, `sha256` in hex)."""
+    """The address of an archive, with the SHA-256 (hex) and size (bytes) that it must have."""
 
     uri: str
     sha256: str | None = None
@@ -54,7 +64,7 @@ CIFAR100 = (
 
 @dataclass(frozen=True)
 class Archive:
-    """A verified archive on this machine; `uri` says where it came from and holds no secrets."""
+    """A verified archive on this machine; `uri` is its source, without secrets."""
 
     path: Path
     sha256: str
@@ -96,14 +106,14 @@ def _is_valid(uri: str) -> bool:
 
 
 def fetch(sources: Sequence[Source], cache: Path, store_cache: str | None = None) -> Archive:
-    """Return the archive from the first source that gives a right one.
+    """Return the archive from the first source that has a valid one.
 
-    A local file is used where it is. A download is kept in `cache`, goes on where an earlier one was cut,
+    A local file is used where it is. A download is kept in `cache`, resumes where an earlier one was cut,
     and is verified before every use; a source without a stated hash is asked whether its file has changed.
-    What would come over HTTP and has a stated hash is taken from the store `store_cache` when it is there,
-    else put there; the archive's `uri` is its source's all the same.
+    An archive over HTTP with a stated hash is read from the store `store_cache` when it is there, else
+    stored there; the archive's `uri` is its source's in both cases.
 
-    Raises, when no source will do, one error that says why each did not: MachineError if a later try may
+    Raises, when every source fails, one error with the reason of each: MachineError if a retry may
     succeed, else PermissionRefusedError, DataError or ConfigurationError.
     """
     failures: list[JobError] = []
@@ -117,41 +127,6 @@ def fetch(sources: Sequence[Source], cache: Path, store_cache: str | None = None
     if len(failures) == 1:
         raise failures[0]
     raise all_failed(failures)
-
-
-def unpack(archive: Archive, cache: Path) -> Path:
-    """Return the folder `cache/<sha256>` with the archive's `cifar-100-python/{train,test,meta}`.
-
-    The folder appears at once or not at all; what is in it is verified before every use and replaced when
-    it has changed. Any number of processes may do this at the same time.
-
-    Raises DataError for an archive that cannot be used, MachineError when the disk is full.
-    """
-    target = cache / archive.sha256
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with exclusive(cache / f".{archive.sha256}.lock"):
-            if _intact(target):
-                return target
-            with scratch(cache) as work:
-                new = work / "new"
-                extract(archive.path, new / FOLDER)
-                (new / CHECKSUMS).write_text(
-                    "".join(f"{sha256_of(new / FOLDER / name)}  {FOLDER}/{name}\n" for name in FILES)
-                )
-                if target.exists():
-                    events.warn("data_replaced", folder=str(target), reason="its files have changed")
-                    target.rename(work / "changed")
-                new.rename(target)
-    except OSError as error:
-        raise explain(error, cache) from error
-    return target
-
-
-def unpacked(sha256: str, cache: Path) -> Path | None:
-    """Return the folder in `cache` with the intact files of that archive, None where there is none."""
-    folder = cache / sha256
-    return folder if _intact(folder) else None
 
 
 def _fetch(source: Source, cache: Path, store_cache: str | None) -> Archive:
@@ -183,7 +158,7 @@ def _fetch(source: Source, cache: Path, store_cache: str | None) -> Archive:
 
 
 def all_failed(failures: Sequence[JobError]) -> JobError:
-    """Return one error for all sources: of the kind that leaves most hope, with each reason."""
+    """Return one error with the reason of each source, retryable if any of them is."""
     reasons = "; ".join(str(error) for error in failures)
     for kind in (MachineError, PermissionRefusedError, DataError, ConfigurationError):
         if any(isinstance(error, kind) for error in failures):
@@ -191,9 +166,66 @@ def all_failed(failures: Sequence[JobError]) -> JobError:
     return UsageError("no source of data is named", "Name one with --data")
 
 
-def _intact(folder: Path) -> bool:
+def place(chosen: str | None, run: str | None) -> str | None:
+    """Return the store that `--store-cache` means for a run; None for no store.
+
+    The default is `data` next to a run in a bucket; a run in a folder has none, since `--cache` is on the
+    same machine. Raises UsageError for an invalid address.
+    """
+    if chosen == NO_STORE:
+        return None
+    if chosen is not None:
+        return open_store(chosen).uri
+    if run is None or local_path(run) is not None:
+        return None
+    bucket, _, prefix = run.partition("://")[2].strip("/").partition("/")
+    return "s3://" + "/".join(part for part in (bucket, prefix.rpartition("/")[0], STORE_FOLDER) if part)
+
+
+def copy_of(sha256: str, store: str) -> str:
+    """Return where `store` keeps, or would keep, the archive of that SHA-256."""
+    return f"{store}/{sha256}"
+
+
+def download_once(store: str, uri: str, name: str, sha256: str, size: int | None, cache: Path) -> Path:
+    """Return the file of that SHA-256 from `cache`, else from `store`, else from `uri`, which fills both.
+
+    A damaged copy in the store is replaced; one that is refused or unreachable is logged and left alone.
+    Raises as `download` does.
+    """
+    copy = copy_of(sha256, store)
     try:
-        lines = (folder / CHECKSUMS).read_text().splitlines()
-        return lines == [f"{sha256_of(folder / FOLDER / name)}  {FOLDER}/{name}" for name in FILES]
-    except (FileNotFoundError, UnicodeDecodeError):
-        return False
+        return download(copy, copy, sha256, size, cache)[0]
+    except AbsentError:
+        wanted = True
+    except DataError as error:
+        wanted = True
+        events.warn("data_cache_damaged", copy=copy, reason=error.message)
+    except JobError as error:
+        wanted = False
+        events.warn("data_cache_failed", copy=copy, reason=str(error))
+    path, _ = download(uri, name, sha256, size, cache)
+    if wanted:
+        _upload(path, store, sha256)
+    return path
+
+
+def _upload(path: Path, store: str, sha256: str) -> None:
+    """Put the file into `store`, waiting at most UPLOAD_SECONDS; the rest happens in the background.
+
+    A plain put: whoever else writes this key writes the same bytes.
+    """
+    copy = copy_of(sha256, store)
+
+    def put() -> None:
+        try:
+            open_store(store, STORE_RETRY_SECONDS).put(sha256, path)
+            events.emit("data_cached", copy=copy, bytes=path.stat().st_size)
+        except (JobError, OSError) as error:
+            events.warn("data_cache_failed", copy=copy, reason=str(error))
+
+    thread = threading.Thread(target=put, name="data-cache", daemon=True)
+    thread.start()
+    thread.join(UPLOAD_SECONDS)
+    if thread.is_alive():
+        events.warn("data_cache_slow", copy=copy, waited_seconds=UPLOAD_SECONDS)

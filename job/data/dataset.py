@@ -1,4 +1,4 @@
-"""From where a data set is said to be to its arrays in memory."""
+"""Fetch, verify, unpack and load a data set: from its sources to arrays in memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.data import demo
-from job.data.archive import CIFAR100, Archive, fetch, parse_source, unpack, unpacked
+from job.data.archive import CIFAR100, Archive, fetch, parse_source
 from job.data.cifar import Channels, Dataset, load, statistics
+from job.data.extract import unpack, unpacked
 from job.settings import DEMO_DATA
 from job.store.files import explain
 
@@ -25,10 +26,10 @@ class PreparedData:
 
 
 def prepare(sources: Sequence[str], cache: Path, store_cache: str | None = None) -> PreparedData:
-    """Fetch, verify, unpack and load the first of `sources` that can be had; CIFAR-100 if there are none.
+    """Fetch, verify, unpack and load the first of `sources` that works; without any CIFAR-100.
 
-    DEMO_DATA stands for the generated set. `store_cache` is a store that may hold the archive already, and
-    does afterwards (see `archive.fetch`). Raises JobError.
+    DEMO_DATA stands for the generated set. The archive is read from and put into the store `store_cache`
+    as in `archive.fetch`. Raises JobError.
     """
     if tuple(sources) == (DEMO_DATA,):
         archive = _generate(cache)
@@ -38,7 +39,7 @@ def prepare(sources: Sequence[str], cache: Path, store_cache: str | None = None)
 
 
 def recall(sha256: str, source: str, cache: Path, store_cache: str | None = None) -> PreparedData:
-    """Return the data set of that archive, from `cache` or as `prepare` does from the source it once had."""
+    """Return the data set of that archive from `cache`, else from the source that it once came from."""
     folder = unpacked(sha256, cache)
     if folder is not None:
         return _load(folder, sha256, source)
@@ -51,7 +52,7 @@ def _load(folder: Path, sha256: str, source: str) -> PreparedData:
 
 
 def _generate(cache: Path) -> Archive:
-    """Write the demo set anew, which takes a second, so that a cache never holds an older one's."""
+    """Write the demo set, each time again (1 s), so that the cache never holds an older version of it."""
     path = cache / "demo.tar.gz"
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Take the three data files out of a tar that may have been made to do harm."""
+"""Unpack the three data files of an archive that may be hostile into a folder, verified before each use."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from job.data.cifar import FILES
+from job import events
+from job.data.archive import Archive
+from job.data.cifar import FILES, FOLDER
 from job.errors import DataError
+from job.store.files import exclusive, explain, scratch, sha256_of
 
 MAX_MEMBERS = 100
 MAX_BYTES = 8 * 2**30
@@ -22,9 +25,45 @@ MAX_HEADER_BYTES, MAX_HEADERS_BYTES = 2**12, 2**18
 """Of one header and of all. tarfile reads a long name or an extended header in one piece of the size that
 the archive states, and in Python before 3.11.10 parses it in quadratic time (CVE-2024-6232)."""
 
+CHECKSUMS = "SHA256SUMS"
 CHUNK_BYTES = 2**20
 
 GZIP_MAGIC = b"\x1f\x8b"
+
+
+def unpack(archive: Archive, cache: Path) -> Path:
+    """Return the folder `cache/<sha256>` with the archive's `cifar-100-python/{train,test,meta}`.
+
+    The folder appears whole or not at all; its files are verified before every use and replaced when they
+    have changed. Any number of processes may do this at the same time.
+
+    Raises DataError for an archive that cannot be unpacked, MachineError when the disk is full.
+    """
+    target = cache / archive.sha256
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with exclusive(cache / f".{archive.sha256}.lock"):
+            if _intact(target):
+                return target
+            with scratch(cache) as work:
+                new = work / "new"
+                extract(archive.path, new / FOLDER)
+                (new / CHECKSUMS).write_text(
+                    "".join(f"{sha256_of(new / FOLDER / name)}  {FOLDER}/{name}\n" for name in FILES)
+                )
+                if target.exists():
+                    events.warn("data_replaced", folder=str(target), reason="its files have changed")
+                    target.rename(work / "changed")
+                new.rename(target)
+    except OSError as error:
+        raise explain(error, cache) from error
+    return target
+
+
+def unpacked(sha256: str, cache: Path) -> Path | None:
+    """Return the folder in `cache` with the files of that archive; None if it is missing or damaged."""
+    folder = cache / sha256
+    return folder if _intact(folder) else None
 
 
 def extract(archive: Path, target: Path) -> None:
@@ -127,3 +166,11 @@ def _refused(archive: Path, reason: str) -> DataError:
 
 def _damaged(archive: Path, error: Exception) -> DataError:
     return _refused(archive, f"cut short, damaged, or not a tar archive ({type(error).__name__})")
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        lines = (folder / CHECKSUMS).read_text().splitlines()
+        return lines == [f"{sha256_of(folder / FOLDER / name)}  {FOLDER}/{name}" for name in FILES]
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False

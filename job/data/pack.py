@@ -1,4 +1,4 @@
-"""Write images in the format of `cifar-100-python.tar.gz`, the same bytes on every machine."""
+"""Write a data set: as an archive like `cifar-100-python.tar.gz`, or as folders of PNG files."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from job.data.cifar import FOLDER, PIXELS, Split
-from job.store.files import scratch
+import numpy as np
+from PIL import Image
 
+from job.data.cifar import FOLDER, PIXELS, Dataset, Split
+from job.errors import ConfigurationError, DataError
+from job.store.files import SCRATCH_PREFIX, explain, scratch
+
+MAX_NAME_BYTES = 200  # of a class's folder
 STORED_BLOCK = 0xFFFF  # bytes at most in a stored block (RFC 1951, section 3.2.4)
 
 
 def write_archive(
     path: Path, train: Split, test: Split, classes: Sequence[str], superclasses: Sequence[str]
 ) -> str:
-    """Write the archive to `path`, whole or not at all; return its SHA-256.
+    """Write the archive to `path`, whole or not at all, the same bytes on every machine; return its SHA-256.
 
-    Labels index `classes`; `superclasses` names the coarse class of each. Neither times nor owners go in,
-    and the gzip blocks are stored, not compressed, because zlib and zlib-ng turn the same bytes into
-    different ones. Raises OSError where the file cannot be written.
+    Labels index `classes`; `superclasses` names the coarse class of each. It holds no times or owners, and
+    the gzip blocks are stored, not compressed, because zlib and zlib-ng compress the same bytes to different
+    ones. Raises OSError where the file cannot be written.
     """
     coarse_names = list(dict.fromkeys(superclasses))
     coarse_labels = [coarse_names.index(name) for name in superclasses]
@@ -79,3 +84,49 @@ def _gzip_stored(content: memoryview) -> Iterator[bytes | memoryview]:
         yield bytes([is_last]) + length.to_bytes(2, "little") + (length ^ 0xFFFF).to_bytes(2, "little")
         yield block
     yield zlib.crc32(content).to_bytes(4, "little") + (len(content) % 2**32).to_bytes(4, "little")
+
+
+def export(dataset: Dataset, target: Path) -> None:
+    """Write `train_data/<class>/<index>.png` and `valid_data/<class>/<index>.png` below `target`.
+
+    The 2019 notebooks read that layout. `index` is the image's position in its split. A new `target` appears
+    whole or not at all; in an empty one that exists (it may be a mount) each of the two folders does.
+
+    Raises ConfigurationError if `target` is not empty, DataError for a class name that cannot be a folder's.
+    """
+    for name in dataset.classes:
+        _check_name(name)
+    try:
+        exists = target.is_dir()
+        if exists and any(not path.name.startswith(SCRATCH_PREFIX) for path in target.iterdir()):
+            raise ConfigurationError(f"{target} is not empty", "Name a new or an empty folder")
+        with scratch(target if exists else target.parent) as work:
+            new = work / "new"
+            _write(dataset.test, dataset.classes, new / "valid_data")
+            _write(dataset.train, dataset.classes, new / "train_data")
+            if exists:
+                for folder in sorted(new.iterdir(), reverse=True):
+                    folder.rename(target / folder.name)
+            else:
+                new.rename(target)
+    except OSError as error:
+        raise explain(error, target) from error
+
+
+def _check_name(name: str) -> None:
+    """Raise DataError for a class name, which comes from the archive, that would lead out of the folder."""
+    if name.startswith(".") or any(character in name for character in "/\\\0"):
+        raise DataError(f"the class name {name!r:.80} cannot be a folder's", "Rename it in the archive")
+    if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        raise DataError(
+            f"the class name {name[:40]!r}... is too long for a folder", "Shorten it in the archive"
+        )
+
+
+def _write(split: Split, classes: tuple[str, ...], folder: Path) -> None:
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+    for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(
+            folder / classes[label] / f"{index}.png"
+        )

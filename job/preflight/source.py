@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from job.data import store_cache
-from job.data.archive import CIFAR100, Source, all_failed, parse_source
+from job.data.archive import CIFAR100, Source, all_failed, copy_of, parse_source
 from job.data.download import kept
 from job.data.remote import HTTP, size_of
 from job.errors import DataError, JobError
@@ -46,7 +45,7 @@ def _find(source: Source, cache: Path, store: str | None) -> str:
     if source.sha256 and kept(source.sha256, cache).exists():
         return f"{source} is in {cache}"
     if store and source.sha256 and source.uri.startswith(HTTP):
-        copy = store_cache.copy_of(source.sha256, store)
+        copy = copy_of(source.sha256, store)
         try:
             size_of(copy)
         except JobError:

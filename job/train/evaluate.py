@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from job.data.archive import CIFAR100
+from job.data.archive import CIFAR100, place
 from job.data.dataset import prepare, recall
-from job.data.store_cache import place
 from job.errors import ConfigurationError
 from job.machine import device as devices
 from job.machine import faults

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from job import events
+from job.data.archive import place
 from job.data.dataset import PreparedData, prepare
-from job.data.store_cache import place
 from job.machine import compiler, faults
 from job.machine import device as devices
+from job.machine.faults import Watchdog
 from job.machine.preemption import Preemption
-from job.machine.watchdog import Watchdog
 from job.network.weights import NetworkInfo
 from job.preflight import start as preflight
 from job.progress import Progress, Startup, Workload

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from job.cloud import aws
-from job.cloud.submission import train_task
+from job.cloud.submission import training
 from job.errors import JobError
 from tests.cloud.documents import IMAGE, INFRA, assert_one_clear_line, aws_template, micronet, rendered
 from tests.cloud.servers import KEYS, MASKED, Moto, Recorder, nobody
@@ -243,7 +243,7 @@ def test_refusals(
     with pytest.raises(
         JobError, match=f"the queue micronet: HTTP {status} {code}: the reason given"
     ) as caught:
-        aws.submit(aws.request(train_task(RUN, {}), "micronet", "micronet"))
+        aws.submit(aws.request(training(RUN, {}), "micronet", "micronet"))
     assert caught.value.exit_code == exit_code
     assert caught.value.fix
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)

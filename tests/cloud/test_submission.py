@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.cloud.submission import recipe_arguments, train_task
+from job.cloud.submission import array_member, recipe_arguments, training
 from job.commands.options import chosen_recipe
 from job.commands.train import train
-from job.errors import UsageError
+from job.errors import ConfigurationError, UsageError
 from job.settings import DEMO, PRECISIONS, Cycle, Recipe
 from tests.cloud.documents import IMAGE, INFRA, ROOT, assert_one_clear_line, micronet
 
@@ -53,7 +53,7 @@ def test_train_reads_the_recipe_that_was_meant(values: dict[str, Any], demo: boo
 
 
 def test_train_reads_the_rest() -> None:
-    task = train_task(
+    submission = training(
         RUN,
         {"seed": 7},
         data=("s3://my-bucket/cifar.tar.gz", "https://example.com/cifar.tar.gz"),
@@ -63,8 +63,8 @@ def test_train_reads_the_rest() -> None:
         variables={"AWS_DEFAULT_REGION": "eu-central-1"},
         image=IMAGE,
     )
-    assert task.arguments[0] == "train"
-    read = train.make_context("train", list(task.arguments[1:])).params
+    assert submission.arguments[0] == "train"
+    read = train.make_context("train", list(submission.arguments[1:])).params
     expected = {
         "run": RUN,
         "cache": "/data",
@@ -75,7 +75,7 @@ def test_train_reads_the_rest() -> None:
         "demo": False,
     }
     assert {name: read[name] for name in expected} == expected
-    assert task.environment == {
+    assert submission.environment == {
         "MICRONET_LOG_FORMAT": "json",
         "MICRONET_IMAGE": IMAGE,
         "MICRONET_ARRAY": "3",
@@ -84,8 +84,8 @@ def test_train_reads_the_rest() -> None:
 
 
 def test_a_grace_left_open_is_not_told() -> None:
-    assert "--grace" not in train_task(RUN, {}).arguments
-    assert "MICRONET_ARRAY" not in train_task(RUN, {}).environment
+    assert "--grace" not in training(RUN, {}).arguments
+    assert "MICRONET_ARRAY" not in training(RUN, {}).environment
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_grace_left_open_is_not_told() -> None:
     ],
 )
 def test_names_are_such_as_every_scheduler_takes(run: str, name: str) -> None:
-    assert train_task(run, {}).name == name
+    assert training(run, {}).name == name
     assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name)
 
 
@@ -107,13 +107,13 @@ def test_names_are_such_as_every_scheduler_takes(run: str, name: str) -> None:
 )
 def test_a_run_must_outlive_its_machine(run: str) -> None:
     with pytest.raises(UsageError, match="s3://bucket/prefix"):
-        train_task(run, {})
+        training(run, {})
 
 
 @pytest.mark.parametrize("image", ["micronet", "micronet:latest", IMAGE[:-1], IMAGE + "0"])
 def test_an_image_is_named_by_its_digest(image: str) -> None:
     with pytest.raises(UsageError, match="digest"):
-        train_task(RUN, {}, image=image)
+        training(RUN, {}, image=image)
 
 
 SECRETS = [
@@ -131,7 +131,7 @@ SECRETS += ["PGPASSWORD", "MYSQL_PWD", "SSH_PRIVATE_KEY", "BASIC_AUTH", "AZURE_C
 @pytest.mark.parametrize("name", SECRETS)
 def test_no_secret_gets_into_a_document(name: str) -> None:
     with pytest.raises(UsageError, match=name):
-        train_task(RUN, {}, variables={name: "hidden"})
+        training(RUN, {}, variables={name: "hidden"})
     done = micronet("submit", "aws", "--run", RUN, "--env", f"{name}=hidden", "--dry-run")
     assert_one_clear_line(done, 2, name, "--secret")
     assert "hidden" not in done.stderr
@@ -169,7 +169,7 @@ def test_where_a_secret_is_kept_is_no_secret() -> None:
         "GOOGLE_APPLICATION_CREDENTIALS": "/var/run/key.json",
         "AWS_ENDPOINT_URL_S3": "http://minio:9000",
     }
-    assert train_task(RUN, {}, variables=variables).environment.items() >= variables.items()
+    assert training(RUN, {}, variables=variables).environment.items() >= variables.items()
 
 
 def test_options_from_the_environment_reach_the_job() -> None:
@@ -211,3 +211,36 @@ def test_a_usage_error_names_the_pair() -> None:
     done = micronet("submit", "aws", "--run", RUN, "--env", "novalue")
     assert done.returncode == 2
     assert "'novalue' is not NAME=VALUE" in done.stderr
+
+
+ELSEWHERE = {"AWS_BATCH_JOB_ARRAY_INDEX": "3", "BATCH_TASK_INDEX": "3", "JOB_COMPLETION_INDEX": "3"}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize(("index", "seed"), [("0", 22), ("4", 26)])
+def test_a_task_of_an_array_finds_its_index_seed_and_run(name: str, index: str, seed: int) -> None:
+    environment = {"MICRONET_ARRAY": "5", name: index}
+    assert array_member(environment, 22, "s3://b/runs/first/") == (seed, f"s3://b/runs/first/seed-{seed}")
+
+
+@pytest.mark.parametrize("environment", [{}, ELSEWHERE, {"MICRONET_ARRAY": "", **ELSEWHERE}])
+def test_without_an_array_seed_and_run_stay(environment: dict[str, str]) -> None:
+    assert array_member(environment, 22, None) == (22, None)
+    assert array_member(environment, 22, "runs/first") == (22, "runs/first")
+
+
+@pytest.mark.parametrize(
+    ("environment", "run", "words"),
+    [
+        ({"MICRONET_ARRAY": "5"}, "s3://b/p", "no index"),
+        ({"MICRONET_ARRAY": "5", "BATCH_TASK_INDEX": "5"}, "s3://b/p", "index 5 .* array of 5"),
+        ({"MICRONET_ARRAY": "5", "BATCH_TASK_INDEX": "-1"}, "s3://b/p", "index -1"),
+        ({"MICRONET_ARRAY": "yes", "BATCH_TASK_INDEX": "0"}, "s3://b/p", "array of yes"),
+        ({"MICRONET_ARRAY": "5", "BATCH_TASK_INDEX": "1"}, None, "no --run"),
+    ],
+)
+def test_an_array_without_index_or_run_is_refused(
+    environment: dict[str, str], run: str | None, words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        array_member(environment, 22, run)

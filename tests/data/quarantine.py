@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.data.archive import Archive, unpack
+from job.data.archive import Archive
 from job.data.cifar import load
+from job.data.extract import unpack
 from job.errors import DataError
 
 CPU_SECONDS = 5

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from job.data import download as downloads
-from job.data.archive import CIFAR100, Archive, Source, fetch, parse_source, unpack
+from job.data.archive import CIFAR100, Archive, Source, fetch, parse_source
 from job.data.cifar import FOLDER, load
+from job.data.extract import unpack
 from job.errors import (
     ConfigurationError,
     DataError,

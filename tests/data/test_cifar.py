@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torchvision
 
-from job.data.archive import fetch, parse_source, unpack
+from job.data.archive import fetch, parse_source
 from job.data.cifar import CIFAR100_SHA256, FOLDER, Dataset, Split, load, statistics
+from job.data.extract import unpack
 from job.errors import DataError
 from tests.archives import contents, python2_pickle, write_archive, write_tar
 

@@ -10,7 +10,7 @@ import torchvision
 from PIL import Image
 
 from job.data.cifar import Dataset, Split
-from job.data.export import export
+from job.data.pack import export
 from job.errors import ConfigurationError, DataError, MachineError, PermissionRefusedError
 from tests.disks import tiny_disk
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from job.data import archive, remote
 from job.data import download as downloads
-from job.data import remote, store_cache
-from job.data.archive import Source, fetch
+from job.data.archive import Source, fetch, place
 from job.data.dataset import prepare
-from job.data.store_cache import place
 from job.errors import DataError, MachineError, UsageError
 from job.store import open_store
 from tests.archives import write_archive
@@ -28,7 +27,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(store_cache, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(archive, "STORE_RETRY_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -156,7 +155,7 @@ def test_a_slow_upload_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(store_cache, "UPLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(archive, "UPLOAD_SECONDS", 0.5)
     proxy.default = ("throttle", 500_000)
     start = time.monotonic()
     assert fetch([source(home)], tmp_path, s3_uri).path.read_bytes() == DATA

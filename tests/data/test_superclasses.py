@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from job.data import demo
-from job.data.archive import fetch, parse_source, unpack
+from job.data.archive import fetch, parse_source
 from job.data.cifar import FOLDER, load
+from job.data.extract import unpack
 from tests.archives import contents
 
 
