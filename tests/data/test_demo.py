@@ -11,6 +11,9 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
 from job.data import demo
+from job.data.archive import fetch, parse_source
+from job.data.cifar import load
+from job.data.extract import unpack
 
 SHA256 = "ad482118a6bad536dea4a3671073913c60bf322881a2a57748ef6aebc66c2b1b"
 """Of the archive. Another one is another data set: measure the README's figures for --demo again."""
@@ -75,6 +78,13 @@ def test_a_hundred_classes_are_ten_shapes_in_ten_hues(content):
     for split in (content["train"], content["test"]):
         for label, superclass in zip(split["fine_labels"], split["coarse_labels"], strict=True):
             assert fine[label].split()[1] == coarse[superclass]
+
+
+def test_superclasses_are_the_shapes(archive, tmp_path):
+    verified = fetch([parse_source(str(archive[0]))], tmp_path)
+    dataset = load(unpack(verified, tmp_path), verified.sha256)
+    for name, superclass in zip(dataset.classes, dataset.superclasses, strict=True):
+        assert name.endswith(superclass)
 
 
 @pytest.mark.parametrize(("name", "per_class"), [("train", 100), ("test", 20)])
