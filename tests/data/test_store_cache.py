@@ -130,6 +130,7 @@ def test_a_cache_that_cannot_be_read_is_told_and_left_alone(
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     if trouble == "nobody there":
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_ports(1)[0]}")
+        monkeypatch.setattr(remote, "RETRY_SECONDS", 0.1)
     store = "s3://no-such-bucket/data" if trouble == "bucket" else s3_uri
     assert fetch([source(home)], tmp_path, store).path.read_bytes() == DATA
     said = "".join(capsys.readouterr())

@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from job.data import demo
-from job.data.archive import fetch, parse_source
 from job.data.cifar import FOLDER, load
-from job.data.extract import unpack
 from tests.archives import contents
 
 
@@ -31,16 +28,6 @@ def test_names_may_be_bytes_and_labels_an_array(tmp_path: Path) -> None:
     content["meta"]["coarse_label_names"] = [b"a", b"b"]
     content["train"]["coarse_labels"] = np.array(content["train"]["coarse_labels"])
     assert superclasses(tmp_path, content) == ("a",) * 5 + ("b",)
-
-
-def test_the_demos_are_its_shapes(tmp_path: Path) -> None:
-    demo.write(tmp_path / "demo.tar.gz")
-    archive = fetch([parse_source(str(tmp_path / "demo.tar.gz"))], tmp_path)
-    dataset = load(unpack(archive, tmp_path), archive.sha256)
-    assert all(
-        name.endswith(superclass)
-        for name, superclass in zip(dataset.classes, dataset.superclasses, strict=True)
-    )
 
 
 @pytest.mark.parametrize(
