@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from job.checks.child import Child, named, started
-from job.machine.preemption import Preemption
+from job.checks.child import Child, named
 from tests.archives import write_archive
+from tests.forked import started
 
 CONFIGURATION = 78  # the README's table
 
@@ -51,13 +51,13 @@ def finish(child: Child) -> None:
 
 
 def test_a_killed_compiled_run_ends_with_the_same_bits(folder: Path) -> None:
-    with started(options(folder, "whole"), Preemption(30)) as child:
+    with started(options(folder, "whole")) as child:
         finish(child)
-    with started(options(folder, "killed"), Preemption(30)) as child:
+    with started(options(folder, "killed")) as child:
         assert child.until(named("checkpoint"))
         child.signal(signal.SIGKILL)
         child.end()
-    with started(options(folder, "killed"), Preemption(30)) as child:
+    with started(options(folder, "killed")) as child:
         finish(child)
     assert "resume" in [event["event"] for event in child.events]
     whole, killed = ((folder / run / "weights.safetensors").read_bytes() for run in ("whole", "killed"))
@@ -72,6 +72,6 @@ def test_a_killed_compiled_run_ends_with_the_same_bits(folder: Path) -> None:
 def test_without_a_compiler_it_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     monkeypatch.delenv("CXX", raising=False)
-    with started(options(folder, "none"), Preemption(30)) as child:
+    with started(options(folder, "none")) as child:
         assert child.end() == CONFIGURATION
     assert "there is no C++ compiler (g++ was not found)" in child.last_words()
