@@ -13,18 +13,16 @@ import torch
 
 from job.store import open_store
 from tests.archives import contents, write_archive, write_tar
+from tests.forked import micronet
 from tests.view.runs import write_run
 
 TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--cycles", "1@1e-3", "--batch-size", "16"]
 
 
-def micronet(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def fresh(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `micronet` from an interpreter of its own, as a user does."""
     return subprocess.run(
-        [sys.executable, "-m", "job.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
+        [sys.executable, "-m", "job.cli", *map(str, arguments)], capture_output=True, text=True, check=False
     )
 
 
@@ -52,7 +50,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_train_and_evaluate(archive: Path, tmp_path: Path) -> None:
     where = ["--data", archive, "--cache", tmp_path / "cache"]
-    done = micronet("--log-format", "json", "train", *TINY, *where, "--run", tmp_path / "run")
+    done = fresh("--log-format", "json", "train", *TINY, *where, "--run", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     events = [json.loads(line) for line in done.stderr.splitlines()]
