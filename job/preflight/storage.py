@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from job.errors import MachineError
 from job.preflight.check import Check, Look, ok, warning
 from job.store import Store, local_path, service
-from job.store.base import RefusedError
+from job.store.base import RefusedError, probe
 from job.store.files import explain, scratch
 from job.store.local import LocalStore
-from job.store.probe import probe
 
 if TYPE_CHECKING:
-    from job.store.s3_client import Service
+    from job.store.s3 import S3Service
 
 RUNS = "runs"
 """The folder of the runs that are given no place."""
@@ -65,7 +64,7 @@ def check_folder(path: Path) -> Check:
     return ok("store", f"{path} can be read and written and honours conditional writes")
 
 
-def check_credentials(service: Service | None, now: datetime) -> Check:
+def check_credentials(service: S3Service | None, now: datetime) -> Check:
     """Say whose they are and when they end; RefusedError where there are none or they have ended."""
     if service is None or service.credentials is None:
         raise RefusedError("there are no credentials for the store", KEYS)
@@ -84,7 +83,7 @@ def check_credentials(service: Service | None, now: datetime) -> Check:
     return warning("credentials", f"{source}, until {until}, and nothing renews them", A_ROLE)
 
 
-def check_clock(service: Service | None) -> Check:
+def check_clock(service: S3Service | None) -> Check:
     """Compare this machine's clock with the store's; MachineError where S3 would refuse it."""
     ahead = service.clock_ahead_seconds if service else None
     if ahead is None:

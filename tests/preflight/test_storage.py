@@ -13,7 +13,7 @@ from job.preflight.storage import check_clock, check_credentials, check_folder, 
 from job.store import open_store
 from job.store import service as service_of
 from job.store.base import RefusedError
-from job.store.s3_client import Service
+from job.store.s3 import S3Service
 from tests.store.careless import CarelessS3
 
 NOW = datetime(2031, 2, 3, 12, 0, tzinfo=UTC)
@@ -28,8 +28,8 @@ def service(
     expires: datetime | None = None,
     temporary: bool = False,
     ahead: float | None = 0.0,
-) -> Service:
-    return Service("http://host", "path", "when_supported", ahead, credentials, expires, temporary)
+) -> S3Service:
+    return S3Service("http://host", "path", "when_supported", ahead, credentials, expires, temporary)
 
 
 def test_a_good_store_is_described(s3_uri: str) -> None:
@@ -116,7 +116,7 @@ def test_s3_refuses_fifteen_minutes(ahead: float) -> None:
         (service("env", datetime(2031, 2, 3, 12, 30, tzinfo=UTC), True), "warning", ["12:30", "nothing"]),
     ],
 )
-def test_the_end_of_credentials_is_told(given: Service, status: str, words: list[str]) -> None:
+def test_the_end_of_credentials_is_told(given: S3Service, status: str, words: list[str]) -> None:
     check = check_credentials(given, NOW)
     assert check.status == status
     assert all(word in check.text for word in words), check.text
@@ -126,7 +126,7 @@ def test_the_end_of_credentials_is_told(given: Service, status: str, words: list
 @pytest.mark.parametrize(
     "given", [service(None), service("env", datetime(2031, 2, 3, 11, 59, tzinfo=UTC), True)]
 )
-def test_credentials_that_are_none_or_over_are_refused(given: Service) -> None:
+def test_credentials_that_are_none_or_over_are_refused(given: S3Service) -> None:
     with pytest.raises(RefusedError) as caught:
         check_credentials(given, NOW)
     assert caught.value.exit_code == 77
