@@ -44,9 +44,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && site=$(/opt/venv/bin/python -c 'import site; print(site.getsitepackages()[0])') \
  && echo /opt/micronet >"$site/micronet.pth" \
  && rm -rf "$site"/nvidia/*/lib/libcusolverMg.* "$site"/nvidia/*/lib/libnvrtc*.alt.* "$site"/nvidia/*/lib/libnvperf_* \
-      "$site"/nvidia/nvshmem/lib/libnvshmem_device.* "$site"/nvidia/nvshmem/lib/nvshmem_transport_* \
+      "$site"/nvidia/nvshmem/lib/libnvshmem_device.* "$site"/nvidia/nvshmem/lib/nvshmem_transport_* "$site"/torch/bin/protoc* \
       "$site"/triton/backends/nvidia/lib/cupti* "$site"/triton/_C/libproton.so \
- && find "$site"/torch/bin -type f -not -name torch_shm_manager -delete \
  && find "$site" -name libtriton.so -exec strip --strip-unneeded '{}' + \
  && /opt/venv/bin/python -m compileall -q -j 0 -x torch/testing --invalidation-mode unchecked-hash "$site" \
  && number=0 \

@@ -78,7 +78,7 @@ class Hour:
         return [*JOB, "selftest", "--run", store, "--kills", kills, "--device", self.device]
 
     def _demo(self) -> list[str]:
-        return self._runs("stopped", "--cycles", "30@2e-2" if self.quick else "6@2e-2", demo=True)
+        return self._runs("stopped", "--cycles", "12@2e-2" if self.quick else "6@2e-2", demo=True)
 
     def _bench_command(self, *words: str) -> list[str]:
         return [*JOB, "bench", "--json", "--device", self.device, *words]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from job.checks.bench.rounds import spread
+from job.checks.bench.timing import spread
 from job.checks.child import Event, named, started
 from job.machine import device as devices
 from job.machine.preemption import Preemption

@@ -23,7 +23,7 @@ import torch
 
 from job import events
 from job.checks.bench.loops import NEVER, Full, full
-from job.checks.bench.rounds import order, spread
+from job.checks.bench.timing import order, spread
 from job.machine import device as devices
 from job.settings import Recipe
 from tests.servers import FaultProxy, SeaweedFS

@@ -26,8 +26,7 @@ from job.checks.bench.loops import batches, default_network
 from job.machine import device as devices
 from job.run.state import TrainingState, largest
 from job.settings import PRECISIONS, Cycle, Recipe
-from job.train.graph import CudaRecorder, Recorder
-from job.train.step import Gradients, Precision, loss_scaler
+from job.train.step import CudaRecorder, Gradients, GraphRecorder, Precision, loss_scaler
 from job.train.trainer import Trainer
 
 
@@ -35,7 +34,9 @@ class HalfWayError(Exception):
     """Ends an epoch between two steps."""
 
 
-def trainer(recipe: Recipe, device: torch.device, steps: int, recorder: Recorder | None = None) -> Trainer:
+def trainer(
+    recipe: Recipe, device: torch.device, steps: int, recorder: GraphRecorder | None = None
+) -> Trainer:
     """Return one at its first step, the same each time."""
     torch.manual_seed(recipe.seed)
     model = default_network(recipe, torch.device("cpu")).to(device)
@@ -52,7 +53,7 @@ def bits(trained: Trainer) -> str:
     return digest.hexdigest()
 
 
-def whole(recipe: Recipe, device: torch.device, steps: int, recorder: Recorder | None = None) -> str:
+def whole(recipe: Recipe, device: torch.device, steps: int, recorder: GraphRecorder | None = None) -> str:
     """Train an epoch; return its bits."""
     trained = trainer(recipe, device, steps, recorder)
     trained.train_epoch()

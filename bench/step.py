@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from job.checks.bench.clock import Stopwatch
 from job.checks.bench.loops import Bare, full
 from job.checks.bench.stock import Stock, images
+from job.checks.bench.timing import Stopwatch
 from job.machine import device as devices
 from job.settings import PRECISIONS, Recipe
 from job.train.step import REDUCED

@@ -1,18 +1,66 @@
-"""The errors of the job, each with the exit code that a batch scheduler acts on."""
+"""The exit codes, each with what a scheduler does about it, and the errors of the job, each with its code.
+
+This is the one table for the code, the clouds' documents and infra/.
+"""
 
 from __future__ import annotations
 
-from job.address import redact_text
+from dataclasses import dataclass
+from enum import Enum
+
+from job.text import redact_text
+
+
+class Action(Enum):
+    """What a scheduler does with a job that ended so."""
+
+    DONE = "done"
+    RETRY = "retry"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class ExitCode:
+    """One row of the table."""
+
+    code: int
+    name: str
+    meaning: str
+    action: Action
+
+
+SUCCESS = ExitCode(0, "success", "the report is durable", Action.DONE)
+BUG = ExitCode(1, "bug", "a bug", Action.FAIL)
+USAGE = ExitCode(2, "usage", "wrong usage", Action.FAIL)
+DATA = ExitCode(65, "data", "bad input data", Action.FAIL)
+MACHINE = ExitCode(74, "machine", "the machine or its reach is at fault", Action.RETRY)
+PREEMPTED = ExitCode(75, "preempted", "preempted; what is durable is named", Action.RETRY)
+FENCED = ExitCode(76, "fenced", "a newer attempt owns the run", Action.FAIL)
+REFUSED = ExitCode(77, "refused", "permission refused", Action.FAIL)
+CONFIGURATION = ExitCode(78, "configuration", "what was asked for cannot be done so", Action.FAIL)
+
+TABLE = (SUCCESS, BUG, USAGE, DATA, MACHINE, PREEMPTED, FENCED, REFUSED, CONFIGURATION)
+"""All that the job itself exits with."""
+
+KILLED = ExitCode(137, "killed", "SIGKILL: the grace was over, or memory ran out", Action.RETRY)
+TERMINATED = ExitCode(143, "terminated", "SIGTERM, answered by something other than the job", Action.FAIL)
+"""Fails because AWS Batch has no condition left for it. A cloud that takes the machine away says so apart."""
+
+BY_SIGNAL = (KILLED, TERMINATED)
+"""What a container's exit code is when a signal ended it."""
+
+RETRYABLE = tuple(row.code for row in TABLE + BY_SIGNAL if row.action is Action.RETRY)
+"""Codes that deserve another attempt; all others fail at once."""
 
 
 class ExplainedError(BaseException):
     """Something the user can understand and act on; shown as one line, without a traceback.
 
-    `fix` says what to do. `exit_code` is the process's status (see the README's table). Addresses in both
-    lose what may be a secret: libraries put whole addresses into their messages.
+    `fix` says what to do. `exit_code` is the process's status. Addresses in both lose what may be a secret:
+    libraries put whole addresses into their messages.
     """
 
-    exit_code = 1
+    exit_code = BUG.code
 
     def __init__(self, message: str, fix: str = "") -> None:
         self.message = redact_text(message)
@@ -31,19 +79,19 @@ class JobError(ExplainedError, Exception):
 class UsageError(JobError):
     """The command line does not say what is wanted."""
 
-    exit_code = 2
+    exit_code = USAGE.code
 
 
 class DataError(JobError):
     """Bad input data: what was given does not verify, or nothing in it can be read."""
 
-    exit_code = 65
+    exit_code = DATA.code
 
 
 class MachineError(JobError):
     """The machine or its reach is at fault (disk, GPU, network, storage): retry on another."""
 
-    exit_code = 74
+    exit_code = MACHINE.code
 
 
 class PreemptedError(ExplainedError):
@@ -53,22 +101,22 @@ class PreemptedError(ExplainedError):
     has one around each request) would take the stop for a failure of its own.
     """
 
-    exit_code = 75
+    exit_code = PREEMPTED.code
 
 
 class FencedError(JobError):
     """A newer attempt owns the run: this one may neither write nor delete any more."""
 
-    exit_code = 76
+    exit_code = FENCED.code
 
 
 class PermissionRefusedError(JobError):
     """The store or the file system refuses access. Never taken for "absent"."""
 
-    exit_code = 77
+    exit_code = REFUSED.code
 
 
 class ConfigurationError(JobError):
     """What was asked for cannot be done with this recipe, run or machine."""
 
-    exit_code = 78
+    exit_code = CONFIGURATION.code

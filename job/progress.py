@@ -1,4 +1,4 @@
-"""How a training goes on, while it does: an event an epoch and, on a terminal, a display that is redrawn.
+"""A training's progress: an event for its start, one an epoch and, on a terminal, a display that is redrawn.
 
 The display takes what it shows from plain numbers, four times a second and in its own thread: a step costs
 an addition, and no tensor is ever read for it.
@@ -14,8 +14,8 @@ from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from job import events
-from job.words import duration, percent
+from job import STARTED, events
+from job.text import duration, percent
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -28,7 +28,7 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What there is to do. `schedule` of (epoch, step), both from 0, is pure: the learning rate, momentum."""
 
     cycles: Sequence[int]  # epochs of each
@@ -53,14 +53,38 @@ class Plan:
         return cycle, epoch - begins[cycle]
 
 
+class Startup:
+    """A stopwatch that started with the program; the first step ends it with an event."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._last = STARTED
+
+    def lap(self, part: str) -> None:
+        """Record that `part` of the start is over."""
+        now = time.monotonic()
+        self._seconds[part] = round(now - self._last, 2)
+        self._last = now
+
+    def first_step(self, synchronise: Callable[[], None]) -> None:
+        """Log all parts when the first step has ended, once; to be called after each step.
+
+        `synchronise` waits for the device, whose steps are only launched when a call returns.
+        """
+        if "step" not in self._seconds:
+            synchronise()
+            self.lap("step")
+            events.emit("first_step", after_seconds=round(self._last - STARTED, 2), **self._seconds)
+
+
 class Progress:
     """A context manager around a training that counts its steps with `advance`.
 
     `checkpoint_age` returns the seconds since the newest durable checkpoint was taken, None before the first.
     """
 
-    def __init__(self, plan: Plan, checkpoint_age: Callable[[], float | None]) -> None:
-        self.plan, self.checkpoint_age = plan, checkpoint_age
+    def __init__(self, workload: Workload, checkpoint_age: Callable[[], float | None]) -> None:
+        self.workload, self.checkpoint_age = workload, checkpoint_age
         self.done = self.began_with = 0  # steps
         self.first_step: float | None = None  # when it was done here
         self.records: list[dict[str, float]] = []
@@ -89,7 +113,7 @@ class Progress:
 
     def begin_at(self, epoch: int, step: int, records: Iterable[dict[str, float]] = ()) -> None:
         """Count what earlier attempts did; epoch and step from 0, and the records of the whole epochs."""
-        self.done = self.began_with = epoch * self.plan.steps_per_epoch + step
+        self.done = self.began_with = epoch * self.workload.steps_per_epoch + step
         self.records = list(records)
 
     def advance(self) -> None:
@@ -108,18 +132,17 @@ class Progress:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        plan = self.plan
-        done = min(self.done, plan.steps - 1)  # the last epoch is shown until the end
-        epoch, step = divmod(done, plan.steps_per_epoch)
-        cycle, epoch_in_cycle = plan.cycle_of(epoch)
+        workload = self.workload
+        done = min(self.done, workload.steps - 1)  # the last epoch is shown until the end
+        epoch, step = divmod(done, workload.steps_per_epoch)
+        cycle, epoch_in_cycle = workload.cycle_of(epoch)
         rows = [
-            (f"epoch {epoch + 1}", step + (done < self.done), plan.steps_per_epoch, "step"),
-            ("total", self.done, plan.steps, "step"),
+            (f"epoch {epoch + 1}", step + (done < self.done), workload.steps_per_epoch, "step"),
+            ("total", self.done, workload.steps, "step"),
         ]
-        if len(plan.cycles) > 1:
-            rows.insert(
-                0, (f"cycle {cycle + 1} of {len(plan.cycles)}", epoch_in_cycle, plan.cycles[cycle], "epoch")
-            )
+        if len(workload.cycles) > 1:
+            label = f"cycle {cycle + 1} of {len(workload.cycles)}"
+            rows.insert(0, (label, epoch_in_cycle, workload.cycles[cycle], "epoch"))
         table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(no_wrap=True)
         table.add_column(ratio=1)
@@ -140,13 +163,13 @@ class Progress:
         if accuracies:
             figures.append(f"accuracy {percent(accuracies[-1])} {spark_line(accuracies)}")
             figures.append(f"best {percent(max(accuracies))}")
-        figures.append(f"lr {self.plan.schedule(epoch, step)[0]:.2e}")
+        figures.append(f"lr {self.workload.schedule(epoch, step)[0]:.2e}")
         here = self.done - self.began_with - 1
         if self.first_step is not None and here >= STEADY_STEPS:
             elapsed = time.monotonic() - self.first_step
-            mean = here * self.plan.batch_size / elapsed
+            mean = here * self.workload.batch_size / elapsed
             figures.append(f"{self.records[-1]['images_per_second'] if self.records else mean:,.0f} images/s")
-            figures.append(f"{duration(elapsed / here * (self.plan.steps - self.done))} left")
+            figures.append(f"{duration(elapsed / here * (self.workload.steps - self.done))} left")
         age = self.checkpoint_age()
         figures.append("no new checkpoint yet" if age is None else f"checkpoint {duration(age)} old")
         return figures

@@ -1,4 +1,4 @@
-"""What a run is (Recipe: everything that changes its bits) and where it happens (Placement).
+"""What a run is (Recipe: everything that changes its bits) and where and how it happens (Placement).
 
 Each field states its default, its bounds and its help once; the command line's options are made from them.
 """
@@ -203,12 +203,9 @@ DEMO_DATA = "demo:"
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where a run happens; nothing here changes the result on one kind of device."""
+class DataSettings:
+    """Where the data comes from, and the folder that keeps it on this machine."""
 
-    run: str | None = setting(
-        None, "Folder or s3://bucket/prefix of the run. Default: runs/<fingerprint>.", metavar="URI"
-    )
     data: tuple[str, ...] = setting(
         (),
         "Archive in CIFAR-100's format: a path, https://, file:// or s3:// address, optionally with "
@@ -216,39 +213,63 @@ class Placement:
         metavar="URI",
     )
     cache: str = setting("data", "Folder for downloads and unpacked data.", metavar="DIR")
-    checkpoint_every: float = setting(60.0, "Time between checkpoints.", unit="s")
-    storage_budget: float = setting(
-        1800.0, "Time that training continues while nothing can be saved; then it stops with 74.", unit="s"
+    store_cache: str | None = setting(
+        None,
+        "Store that keeps the archive for other runs. Default: data next to a run in a bucket; or none.",
+        metavar="URI",
     )
-    grace: float = setting(30.0, "Time from SIGTERM until the machine is gone.", unit="s")
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """Which device trains, and how it is given its work."""
+
+    device: str = setting(
+        "auto",
+        "auto and cuda are the first GPU; cuda:1 is the second that CUDA_VISIBLE_DEVICES leaves.",
+        metavar="auto|cuda|cuda:N|cpu",
+    )
+    graph: bool = setting(
+        False,
+        "Launch forward and backward pass as one CUDA graph: same bits, less work for the host.",
+    )
     step_timeout: float = setting(
         600.0,
         "Time without a step until the device counts as hung (74); 0: never.",
         minimum=0,
         unit="s",
     )
-    graph: bool = setting(
-        False,
-        "Launch forward and backward pass as one CUDA graph: same bits, less work for the host.",
+
+
+@dataclass(frozen=True)
+class AttemptSettings:
+    """When an attempt saves, how long it waits for its store, and what it resumes."""
+
+    checkpoint_every: float = setting(60.0, "Time between checkpoints.", unit="s")
+    storage_budget: float = setting(
+        1800.0, "Time that training continues while nothing can be saved; then it stops with 74.", unit="s"
     )
+    grace: float = setting(30.0, "Time from SIGTERM until the machine is gone.", unit="s")
     exact: bool = setting(
         False, "Refuse a machine (74) or software (78) that is not like the one of the attempt before."
     )
     accept_drift: bool = setting(
         False, "Resume with another recipe than the run's; the report's lineage shows it."
     )
-    store_cache: str | None = setting(
-        None,
-        "Store that keeps the archive for other runs. Default: data next to a run in a bucket; or none.",
-        metavar="URI",
-    )
-    device: str = setting(
-        "auto",
-        "auto and cuda are the first GPU; cuda:1 is the second that CUDA_VISIBLE_DEVICES leaves.",
-        metavar="auto|cuda|cuda:N|cpu",
-    )
 
     @property
     def retry_seconds(self) -> float:
         """Seconds that one call of the run's store is retried."""
         return min(RETRY_SECONDS, self.storage_budget)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a run happens; nothing here changes the result on one kind of device."""
+
+    run: str | None = setting(
+        None, "Folder or s3://bucket/prefix of the run. Default: runs/<fingerprint>.", metavar="URI"
+    )
+    data: DataSettings = DataSettings()
+    device: DeviceSettings = DeviceSettings()
+    attempt: AttemptSettings = AttemptSettings()

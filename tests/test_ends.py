@@ -447,4 +447,4 @@ def test_a_demo_is_saved_every_few_seconds(monkeypatch: pytest.MonkeyPatch, micr
     )
     for words in (["--demo"], ["--demo", "--checkpoint-every", "60s"], []):
         micronet("train", "--device", "cpu", *words)
-    assert [placement.checkpoint_every for placement in placements] == [5.0, 60.0, 60.0]
+    assert [placement.attempt.checkpoint_every for placement in placements] == [5.0, 60.0, 60.0]

@@ -4,7 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
-from job import errors, exit_codes
+from job import errors
 
 ROOT = Path(__file__).parent.parent
 
@@ -14,10 +14,10 @@ DESIGNED = {
 
 
 def test_the_table_is_the_designed_one() -> None:
-    assert [row.code for row in exit_codes.TABLE] == sorted(DESIGNED)
-    assert {row.code: row.action.value for row in exit_codes.TABLE} == DESIGNED
-    assert {row.code: row.action.value for row in exit_codes.BY_SIGNAL} == {137: "retry", 143: "fail"}
-    assert exit_codes.RETRYABLE == (74, 75, 137)
+    assert [row.code for row in errors.TABLE] == sorted(DESIGNED)
+    assert {row.code: row.action.value for row in errors.TABLE} == DESIGNED
+    assert {row.code: row.action.value for row in errors.BY_SIGNAL} == {137: "retry", 143: "fail"}
+    assert errors.RETRYABLE == (74, 75, 137)
 
 
 def test_each_error_exits_with_a_code_of_the_table() -> None:
@@ -28,17 +28,17 @@ def test_each_error_exits_with_a_code_of_the_table() -> None:
 
 def test_each_error_has_the_code_of_its_meaning() -> None:
     named = {
-        exit_codes.BUG: errors.JobError,
-        exit_codes.USAGE: errors.UsageError,
-        exit_codes.DATA: errors.DataError,
-        exit_codes.MACHINE: errors.MachineError,
-        exit_codes.PREEMPTED: errors.PreemptedError,
-        exit_codes.FENCED: errors.FencedError,
-        exit_codes.REFUSED: errors.PermissionRefusedError,
-        exit_codes.CONFIGURATION: errors.ConfigurationError,
+        errors.BUG: errors.JobError,
+        errors.USAGE: errors.UsageError,
+        errors.DATA: errors.DataError,
+        errors.MACHINE: errors.MachineError,
+        errors.PREEMPTED: errors.PreemptedError,
+        errors.FENCED: errors.FencedError,
+        errors.REFUSED: errors.PermissionRefusedError,
+        errors.CONFIGURATION: errors.ConfigurationError,
     }
     assert {row.code: kind.exit_code for row, kind in named.items()} == {row.code: row.code for row in named}
-    assert set(named) == set(exit_codes.TABLE) - {exit_codes.SUCCESS}
+    assert set(named) == set(errors.TABLE) - {errors.SUCCESS}
 
 
 def test_the_readme_has_the_same_table() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from job.progress import STEADY_STEPS, Plan, Progress, spark_line
+from job import events
+from job.progress import STEADY_STEPS, Progress, Startup, Workload, spark_line
 from tests.archives import write_archive
 from tests.terminals import Terminal
 
@@ -15,9 +16,9 @@ from tests.terminals import Terminal
 TRAINING = """
 import sys, time
 from job import events
-from job.progress import Plan, Progress
+from job.progress import Progress, Workload
 events.configure(sys.argv[1])
-progress = Progress(Plan([2, 3], 40, 256, lambda epoch, step: (10.0 ** -(1 + epoch), 0.9)), lambda: 23.0)
+progress = Progress(Workload([2, 3], 40, 256, lambda epoch, step: (10.0 ** -(1 + epoch), 0.9)), lambda: 23.0)
 progress.begin_at(1, 10, [{"epoch": 1, "train_loss": 3.0, "accuracy": 0.25, "images_per_second": 800.0}])
 with progress:
     for step in range(50, 200):
@@ -105,7 +106,7 @@ def test_the_log_of_a_demo_holds_no_control_characters(tmp_path: Path) -> None:
 
 
 def test_the_time_left_does_not_hang_on_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    progress = Progress(Plan([2, 3], 40, 256, lambda epoch, step: (0.1, 0.9)), lambda: None)
+    progress = Progress(Workload([2, 3], 40, 256, lambda epoch, step: (0.1, 0.9)), lambda: None)
     monkeypatch.setattr("job.progress.time.monotonic", lambda: now)
     now = 60.0  # the first step takes a minute
     shown = []
@@ -118,9 +119,9 @@ def test_the_time_left_does_not_hang_on_the_first_step(monkeypatch: pytest.Monke
 
 
 def test_the_place_in_the_cycles() -> None:
-    plan = Plan([2, 3], 40, 256, lambda epoch, step: (0.0, 0.0))
-    assert [plan.cycle_of(epoch) for epoch in range(5)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
-    assert (plan.epochs, plan.steps) == (5, 200)
+    workload = Workload([2, 3], 40, 256, lambda epoch, step: (0.0, 0.0))
+    assert [workload.cycle_of(epoch) for epoch in range(5)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    assert (workload.epochs, workload.steps) == (5, 200)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +131,12 @@ def test_the_place_in_the_cycles() -> None:
 def test_spark_lines(values: list[float], expected: str) -> None:
     assert spark_line(values) == expected
     assert spark_line([99.0] * 50 + values)[-len(values) :][-1] in "▁█"
+
+
+def test_the_first_step_is_waited_for_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(events, "emit", lambda event, **fields: order.append(event))
+    startup = Startup()
+    for _ in range(3):
+        startup.first_step(lambda: order.append("wait"))
+    assert order == ["wait", "first_step"]

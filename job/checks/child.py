@@ -1,4 +1,4 @@
-"""A `micronet train` in a child process: its events are read, and signals are sent to it."""
+"""A `micronet train` in a child process: reads its events and sends it signals."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Any
 from job.errors import JobError
 from job.machine.preemption import Preemption
 
-PATIENCE_SECONDS = 600.0  # without an event; a start takes 12 s, and an outage is logged while it lasts
+PATIENCE_SECONDS = 600.0  # without an event; a start takes 12 s, and each retry in an outage is an event
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Event = dict[str, Any]
 
 
 class Child:
-    """The child. It inherits the environment except MICRONET_*, and dies with its parent, even by SIGKILL.
+    """The process. It inherits the environment except MICRONET_*, and is killed when its parent ends.
 
-    `events` are those read so far, `words` the other lines on stderr, such as a traceback.
+    `events` are those read so far, `words` the other lines of stderr, such as a traceback.
     """
 
     def __init__(self, options: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ class Child:
             if os.getppid() != parent:
                 os._exit(1)
 
-        self._process = subprocess.Popen(  # noqa: S603 - the words are this program's own
+        self._process = subprocess.Popen(  # noqa: S603 - the command is this program's own
             [sys.executable, "-m", "job.cli", "--log-format", "json", "train", *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -52,9 +52,9 @@ class Child:
         self.words: list[str] = []
 
     def until(self, wanted: Callable[[Event], bool]) -> Event | None:
-        """Read events up to the next that is `wanted`; None when the process ends before.
+        """Read events up to the next that is `wanted` and return it; None when the process ends first.
 
-        Raises JobError when nothing comes for PATIENCE_SECONDS.
+        Raises JobError when there is no line for PATIENCE_SECONDS.
         """
         while (line := self._line()) is not None:
             event = self._note(line)
@@ -63,8 +63,8 @@ class Child:
         return None
 
     def running(self) -> bool:
-        """Read the events that have come, without waiting; return whether the process still runs."""
-        while self._has_come():
+        """Read the events that are there, without waiting; return whether the process still runs."""
+        while self._has_line():
             line = self._line()
             if line is None:
                 break
@@ -72,12 +72,12 @@ class Child:
         return self._process.poll() is None
 
     def stop_reading(self) -> None:
-        """Close the stream of events, as a log collector does that dies; nothing can be read any more."""
+        """Close the pipe of events, as a log collector that dies does; nothing can be read afterwards."""
         assert self._process.stderr
         self._process.stderr.close()
 
     def wait(self) -> int:
-        """Return the exit code of a process whose events are not read."""
+        """Wait for the end without reading events; return the exit code."""
         return self._process.wait(PATIENCE_SECONDS)
 
     def signal(self, number: int) -> None:
@@ -85,17 +85,17 @@ class Child:
         self._process.send_signal(number)
 
     def end(self) -> int:
-        """Read to the end; return the exit code, minus the signal's number for one that was killed."""
+        """Read all events; return the exit code, negative with the signal's number if a signal ended it."""
         self.until(lambda event: False)
         return self._process.wait()
 
     def last_words(self) -> str:
-        """Return the reason that it logged for its end, and the last line that is no event."""
+        """Return the cause that it logged for its end, and the last line of stderr that is no event."""
         causes = [event["cause"] for event in self.events if event["event"] == "stopped"]
         return "; ".join([*causes, *self.words[-1:]]) or "it logged nothing"
 
     def close(self) -> None:
-        """Kill it if it still runs."""
+        """Kill the process if it still runs."""
         self._process.kill()
         self._process.wait()
         self.stop_reading()
@@ -109,7 +109,7 @@ class Child:
         self.events.append(event)
         return event
 
-    def _has_come(self) -> bool:
+    def _has_line(self) -> bool:
         return b"\n" in self._unread or bool(select.select([self._pipe], [], [], 0)[0])
 
     def _line(self) -> str | None:
@@ -127,7 +127,7 @@ class Child:
 
 @contextmanager
 def started(options: Sequence[str], preemption: Preemption) -> Iterator[Child]:
-    """Start a child that does not outlive the block."""
+    """Start a child that is killed at the end of the block."""
     child = None
     try:
         with preemption.deferred():
@@ -139,5 +139,5 @@ def started(options: Sequence[str], preemption: Preemption) -> Iterator[Child]:
 
 
 def named(name: str) -> Callable[[Event], bool]:
-    """Return a function that returns whether an event has this name."""
+    """Return the predicate that holds for events of this name."""
     return lambda event: event["event"] == name

@@ -1,23 +1,27 @@
-"""A throw-away prefix with a tiny data set and attempts at tiny runs."""
+"""Small runs below a throw-away prefix: their data, attempts and results, and how two runs differ."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from job import events
 from job.checks.child import Child, Event, started
-from job.checks.compare import Result
 from job.data import demo
 from job.data.pack import write_archive
-from job.errors import JobError
+from job.errors import DataError, JobError
 from job.machine.preemption import Preemption
+from job.run import layout
 from job.store import Store, local_path, open_store
 
 ARCHIVE = "data.tar.gz"
@@ -26,11 +30,92 @@ TRAIN_PER_CLASS, TEST_PER_CLASS = 2, 2  # of 100 classes; 1.2 MB
 RECIPE = ("--depth", "10", "--batch-size", "16")  # 12 steps an epoch
 CHECKPOINT_EVERY = "0.1s"
 
+MEASURED = (
+    "report.run",
+    "report.lineage",
+    "report.environment",
+    "report.training.images_per_second",
+    "report.training.trained_seconds",
+    "report.training.wall_seconds",
+    "report.training.history",
+    "report.weights.uri",
+    "report.predictions.uri",
+)
+"""What may differ between two equal runs: place, time and speed."""
+
+SHOWN = 5  # differences in one error
+MEASURED_IN_EPOCH = ("images_per_second", "attempt")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run's report and the records of its history, in the file's order."""
+
+    report: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, store: Store) -> Result:
+        """Read a run's published files; DataError where one is absent or not of the report's SHA-256."""
+        report = json.loads(store.get(layout.REPORT).data)
+        for name, key in (("weights", layout.WEIGHTS), ("predictions", layout.PREDICTIONS)):
+            if hashlib.sha256(store.get(key).data).hexdigest() != report[name]["sha256"]:
+                raise DataError(f"{store.uri}/{key} does not have the SHA-256 that its report states")
+        lines = store.get(layout.HISTORY).data.decode().splitlines()
+        return cls(report, [json.loads(line) for line in lines])
+
+
+def differences(reference: Result, other: Result) -> list[str]:
+    """Return a line for each value, except those MEASURED, that differs between `reference` and `other`.
+
+    A history that does not have each epoch once and in order is one line.
+    """
+    epochs = [record["epoch"] for record in other.history]
+    if epochs != list(range(1, reference.report["training"]["epochs"] + 1)):
+        return [f"the history has the epochs {epochs}"]
+    mine, theirs = _values(reference), _values(other)
+    return [
+        f"{path} is {theirs.get(path, 'absent')!r} and not {mine.get(path, 'absent')!r}"
+        for path in sorted(mine.keys() | theirs.keys())
+        if (path in mine, mine.get(path)) != (path in theirs, theirs.get(path))
+    ]
+
+
+def require_same(reference: Result, other: Result, run: str) -> None:
+    """Raise JobError with the first differences where two runs differ."""
+    if found := differences(reference, other):
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise JobError(
+            f"the run {run!r} differs from the undisturbed one: {'; '.join(found[:SHOWN])}{more}",
+            "Run it again with the same --seed and --keep, and report it with the objects that are kept",
+        )
+
+
+def _values(result: Result) -> dict[str, Any]:
+    values = _flat("report", result.report)
+    for record in result.history:
+        kept = {name: value for name, value in record.items() if name not in MEASURED_IN_EPOCH}
+        values |= _flat(f"epoch {record['epoch']}", kept)
+    return values
+
+
+def _flat(path: str, value: Any) -> dict[str, Any]:
+    """Return every plain value in `value` by its path."""
+    if path in MEASURED:
+        return {}
+    if isinstance(value, dict):
+        parts = [(f"{path}.{name}", part) for name, part in value.items()]
+    elif isinstance(value, list):
+        parts = [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+    else:
+        return {path: value}
+    return {name: plain for part in parts for name, plain in _flat(*part).items()}
+
 
 class Laboratory:
     """Starts attempts at runs of one recipe below `uri`, each with an empty cache, as on a new machine.
 
-    `options` of `train` name the device, the precision and the width.
+    `options` are those of `train` for the device, the precision and the width.
     """
 
     def __init__(
@@ -49,13 +134,13 @@ class Laboratory:
         return open_store(f"{self.uri}/{run}")
 
     def attempt(self, run: str) -> AbstractContextManager[Child]:
-        """Start an attempt at a run that does not outlive the block."""
+        """Start an attempt at a run; it is killed at the end of the block."""
         self.attempts += 1
         cache = str(self.folder / str(self.attempts))
         return started(["--run", f"{self.uri}/{run}", "--cache", cache, *self.options], self.preemption)
 
     def finish(self, run: str) -> list[Event]:
-        """Run an attempt that nothing disturbs and return its events; JobError where it fails."""
+        """Run an undisturbed attempt and return its events; raise JobError where it fails."""
         with self.attempt(run) as child:
             code = child.end()
         if code:
@@ -71,7 +156,7 @@ class Laboratory:
 def laboratory(
     uri: str, epochs: int, options: Sequence[str], keep: bool, preemption: Preemption
 ) -> Iterator[Laboratory]:
-    """Make a laboratory in a new prefix below `uri`, which is removed in the end unless `keep`."""
+    """Make a laboratory in a new prefix below `uri`, which is removed afterwards unless `keep`."""
     home = open_store(uri).uri  # absolute
     prefix = f"{home}/selftest-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(prefix="micronet-selftest-") as folder:

@@ -9,8 +9,7 @@ from botocore import exceptions as boto
 from botocore.config import Config
 
 from job.cloud.submission import Submission
-from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
-from job.exit_codes import RETRYABLE
+from job.errors import RETRYABLE, ConfigurationError, JobError, MachineError, PermissionRefusedError
 
 ATTEMPTS = 10
 """The most that AWS Batch allows."""

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from job.cloud.submission import SHARED_MEMORY_MIB, Submission
-from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
-from job.exit_codes import RETRYABLE
+from job.errors import RETRYABLE, ConfigurationError, JobError, MachineError, PermissionRefusedError
 
 RETRIES = 10
 """The most that Google Batch allows."""

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from job.cloud.submission import CACHE, SHARED_MEMORY_MIB, Submission
-from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
-from job.exit_codes import PREEMPTED, RETRYABLE
+from job.errors import (
+    PREEMPTED,
+    RETRYABLE,
+    ConfigurationError,
+    JobError,
+    MachineError,
+    PermissionRefusedError,
+)
 
 BACKOFF_LIMIT = 10
 """Retries of failures that count; lost nodes, evictions and exit code 75 do not."""

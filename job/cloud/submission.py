@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from job.address import has_credentials, redact
 from job.errors import ConfigurationError, UsageError
+from job.text import has_credentials, redact
 
 CACHE = "/data"
 """The image's folder for unpacked data."""

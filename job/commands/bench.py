@@ -31,17 +31,17 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Measure this only.")
+@option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Measure this part only.")
 @setting_option(Recipe, "depth")
 @setting_option(Recipe, "width")
 @setting_option(Recipe, "batch_size", default=None, help="Images in a step. Default: 64, on a GPU 256.")
 @setting_option(Recipe, "precision")
-@setting_option(Recipe, "compile", help="Compile the job's step and the bare one.")
+@setting_option(Recipe, "compile", help="Compile the step of the job's loop and of the bare loop.")
 @graph_option
 @cache_option_for("what --compile makes")
 @option("--rounds", type=click.IntRange(min=1), default=6, help="Measurements of each subject, in turn.")
 @option("--seconds", type=SECONDS, default="5 s", metavar="TIME", help="About how long each of them takes.")
-@option("--price", type=click.FloatRange(min=0), help="Of an hour of this machine.")
+@option("--price", type=click.FloatRange(min=0), help="Price of an hour here, for the cost of 600 epochs.")
 @device_option
 @json_option
 @click.pass_obj
@@ -62,15 +62,31 @@ def bench(
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure the job's speed here against the bare loop and stock fastai, on images of noise."""
+    """Measure the speed of training on this machine, on images of noise.
+
+    \b
+    loop          images/s of the job's training loop, of the bare loop (the
+                  step on one batch: the most any job can reach) and of stock
+                  fastai; hours and cost of 600 epochs
+    augmentation  images/s of the augmentation by itself, of fastai's and of
+                  torchvision's, and of one resample
+    host          ms of a step that the host spends besides its operators, in
+                  the job's loop and in fastai's
+    determinism   images/s with deterministic algorithms and without
+    checkpoints   images/s with a checkpoint every 10 s and without; seconds a
+                  checkpoint costs, and ms it blocks the training thread
+
+    A figure is the median of the rounds with the lowest and the highest. A ratio is of figures of the same
+    round; its mean has a 95 % confidence interval.
+    """  # noqa: D301 - click's mark for lines that stay as they are
     from pathlib import Path
 
     with preemption.deferred():
-        from job.checks.bench import parts as measure
-        from job.checks.bench import show
+        from job.checks.bench import parts as measured_parts
+        from job.checks.bench.results import lines
         from job.machine import compiler
         from job.machine import device as devices
-        from job.train import graph as graphs
+        from job.train.step import check_graph
 
     chosen = devices.choose(chosen_device(device, gpu_required=False))
     recipe = replace(
@@ -82,8 +98,9 @@ def bench(
         compile=compile,
     )
     if graph:
-        graphs.check(recipe, chosen)
+        check_graph(recipe, chosen)
     if compile:
         compiler.prepare(Path(cache), chosen)
-    results = measure.run(measure.Bench(recipe, chosen, rounds, seconds, price, graph), parts or PARTS)
-    click.echo(json.dumps(results, indent=2) if as_json else "\n".join(show.lines(results)))
+    subject = measured_parts.Bench(recipe, chosen, rounds, seconds, price, graph)
+    results = measured_parts.run(subject, parts or PARTS)
+    click.echo(json.dumps(results, indent=2) if as_json else "\n".join(lines(results)))

@@ -21,7 +21,7 @@ from job.commands.options import (
     store_cache_option,
 )
 from job.events import printable
-from job.settings import Placement
+from job.settings import DataSettings, DeviceSettings, Placement
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +69,9 @@ def doctor(
 
     recipe = chosen_recipe(context, demo, values)
     placement = Placement(
-        run, sources(data, demo), cache, device=chosen_device(device, gpu_required=not demo)
+        run,
+        DataSettings(sources(data, demo), cache),
+        DeviceSettings(chosen_device(device, gpu_required=not demo)),
     )
     checks = examine(recipe, placement, place(store_cache, run))
     code = exit_code(checks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import click
 
@@ -32,10 +33,10 @@ Examples:
 @json_option
 def evaluate(uri: str, data: tuple[str, ...], demo: bool, cache: str, device: str, as_json: bool) -> None:
     """Measure the test accuracy of the weights of the run (or the .safetensors file) at URI."""
-    from job.train.assess import assess
+    from job.train.evaluate import assess
 
     result = assess(uri, sources(data, demo), cache, chosen_device(device, gpu_required=False))
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps(asdict(result), indent=2))
     else:
-        click.echo("accuracy  {accuracy:.4f}  ({correct} of {total} test images)".format(**result))
+        click.echo(f"accuracy  {result.accuracy:.4f}  ({result.correct} of {result.total} test images)")

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import click
 
 from job import settings
-from job.settings import Placement, Recipe
+from job.settings import AttemptSettings, DataSettings, DeviceSettings, Placement, Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Settings = type[Recipe | Placement | DataSettings | DeviceSettings | AttemptSettings]
 
 
 def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
@@ -75,9 +76,7 @@ class Device(click.ParamType[str]):
         return text
 
 
-def setting_option(
-    owner: type[Recipe | Placement], name: str, **changes: Any
-) -> Callable[[Command], Command]:
+def setting_option(owner: Settings, name: str, **changes: Any) -> Callable[[Command], Command]:
     """Return the option of a field of the settings; `changes` are click's attributes for this command."""
     setting, default = settings.setting_of(owner, name)
     attributes: dict[str, Any] = {"help": setting.help, "metavar": setting.metavar, "default": default}
@@ -116,14 +115,14 @@ def default_cache() -> str:
 
 def cache_option_for(what: str) -> Callable[[Command], Command]:
     """Return --cache, with what a command keeps there as its help."""
-    return setting_option(Placement, "cache", default=default_cache, help=f"Folder for {what}.")
+    return setting_option(DataSettings, "cache", default=default_cache, help=f"Folder for {what}.")
 
 
-data_option = setting_option(Placement, "data")
+data_option = setting_option(DataSettings, "data")
 cache_option = cache_option_for("downloads and unpacked data")
-store_cache_option = setting_option(Placement, "store_cache")
-device_option = setting_option(Placement, "device", type=Device())
-graph_option = setting_option(Placement, "graph")
+store_cache_option = setting_option(DataSettings, "store_cache")
+device_option = setting_option(DeviceSettings, "device", type=Device())
+graph_option = setting_option(DeviceSettings, "graph")
 demo_option = option(
     "--demo", is_flag=True, help="Use a generated data set and a recipe that takes minutes on a processor."
 )
@@ -147,7 +146,7 @@ def is_default(context: click.Context, name: str) -> bool:
 
 
 def sources(data: tuple[str, ...], demo: bool) -> tuple[str, ...]:
-    """Return where the data comes from, for `Placement.data`; raise click's UsageError for two places."""
+    """Return where the data comes from, for `DataSettings.data`; raise click's UsageError for two places."""
     if data and demo:
         raise click.UsageError("--demo generates its data: leave --data out")
     return (settings.DEMO_DATA,) if demo else data

@@ -40,7 +40,7 @@ def report(
     from job.run import layout
     from job.store import local_path, open_store
     from job.view import exports, page
-    from job.view.evidence import read, runs_at
+    from job.view.stored_run import read, runs_at
 
     stores = [open_store(run) for uri in uris for run in runs_at(open_store(uri))]
     home = _home(uris, [store.uri for store in stores]) if output is None else None

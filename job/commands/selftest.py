@@ -20,14 +20,16 @@ Examples:
     "--run",
     required=True,
     metavar="URI",
-    help="Where runs live; everything happens in a throw-away prefix below it.",
+    help="Folder or s3://bucket/prefix to test; a throw-away prefix below it is used.",
 )
-@option("--kills", type=click.IntRange(min=1), default=20, help="Number of kills, and of pauses.")
-@option("--seed", type=click.IntRange(min=0), help="Of the instants of kills and pauses. Default: a new one.")
-@option("--keep", is_flag=True, help="Keep the throw-away prefix.")
+@option("--kills", type=click.IntRange(min=1), default=20, help="Number of SIGKILLs and of pauses (SIGSTOP).")
+@option(
+    "--seed", type=click.IntRange(min=0), help="Seed of the kills' and pauses' instants. Default: random."
+)
+@option("--keep", is_flag=True, help="Do not remove the throw-away prefix.")
 @device_option
-@setting_option(Recipe, "precision", default="fp32", help="Arithmetic of the runs' training step.")
-@setting_option(Recipe, "width", default=1, help="Width of the runs' network.")
+@setting_option(Recipe, "precision", default="fp32", help="Precision of the training step.")
+@setting_option(Recipe, "width", default=1, help="Width of the network, times 16, 32 and 64 channels.")
 @click.pass_obj
 def selftest(
     preemption: Preemption,
@@ -40,7 +42,11 @@ def selftest(
     precision: str,
     width: int,
 ) -> None:
-    """Prove in your own store that kills, pauses, damage and a lost log change no bit of a run."""
+    """Prove exact resume and fencing in your own store: interrupted runs must end with identical bits.
+
+    Small runs are trained undisturbed, killed, paused while another attempt owns the run, resumed from a
+    damaged checkpoint, and without a reader of their log. A proof that fails ends with 1 and is named.
+    """
     import secrets
 
     with preemption.deferred():

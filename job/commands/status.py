@@ -29,18 +29,17 @@ def status(uri: str, watch: bool, as_json: bool) -> None:
     """Show where the run at URI stands, from its objects alone."""
     from job.store import open_store
     from job.view import status as view
-    from job.view.watch import RETRY_SECONDS
 
     if watch:
-        _watch(open_store(uri, RETRY_SECONDS), as_json)
+        _watch(open_store(uri, view.RETRY_SECONDS), as_json)
     else:
-        seen = view.read(open_store(uri, RETRY_SECONDS))
+        seen = view.read(open_store(uri, view.RETRY_SECONDS))
         click.echo(json.dumps(seen.to_json()) if as_json else view.lines(seen))
 
 
 def _watch(store: Store, as_json: bool) -> None:
     from job import events
-    from job.view.watch import watch
+    from job.view.status import watch
 
     if sys.stdout.isatty() and not as_json:
         from rich.live import Live

@@ -20,7 +20,7 @@ from job.commands.options import (
     setting_option,
     sources,
 )
-from job.settings import Placement
+from job.settings import AttemptSettings, Placement
 
 if TYPE_CHECKING:
     from job.cloud.submission import Submission
@@ -67,7 +67,7 @@ def task_options(own_bounds: bool) -> Callable[[Command], Command]:
             metavar="N",
             help="Train N seeds, --seed and those after it, each in RUN/seed-SEED.",
         ),
-        setting_option(Placement, "grace", **({} if own_bounds else {"default": None})),
+        setting_option(AttemptSettings, "grace", **({} if own_bounds else {"default": None})),
         option(
             "--timeout",
             type=SECONDS,

@@ -28,7 +28,7 @@ from job.commands.options import (
 from job.machine.preemption import Preemption
 from job.machine.process import OutputError, require_threads
 from job.run import layout
-from job.settings import Placement
+from job.settings import AttemptSettings, DataSettings, DeviceSettings, Placement
 
 EXAMPLES = """\b
 Examples:
@@ -45,13 +45,13 @@ Examples:
 @cache_option
 @store_cache_option
 @device_option
-@setting_option(Placement, "checkpoint_every", help="Time between checkpoints; 5 s with --demo.")
-@setting_option(Placement, "storage_budget")
-@setting_option(Placement, "grace")
-@setting_option(Placement, "step_timeout")
+@setting_option(AttemptSettings, "checkpoint_every", help="Time between checkpoints; 5 s with --demo.")
+@setting_option(AttemptSettings, "storage_budget")
+@setting_option(AttemptSettings, "grace")
+@setting_option(DeviceSettings, "step_timeout")
 @graph_option
-@setting_option(Placement, "exact")
-@setting_option(Placement, "accept_drift")
+@setting_option(AttemptSettings, "exact")
+@setting_option(AttemptSettings, "accept_drift")
 @recipe_options
 @click.pass_context
 def train(
@@ -80,16 +80,9 @@ def train(
         checkpoint_every = settings.DEMO_CHECKPOINT_SECONDS
     placement = Placement(
         run,
-        sources(data, demo),
-        cache,
-        checkpoint_every=checkpoint_every,
-        storage_budget=storage_budget,
-        exact=exact,
-        accept_drift=accept_drift,
-        store_cache=store_cache,
-        step_timeout=step_timeout,
-        graph=graph,
-        device=chosen_device(device, gpu_required=not demo),
+        DataSettings(sources(data, demo), cache, store_cache),
+        DeviceSettings(chosen_device(device, gpu_required=not demo), graph, step_timeout),
+        AttemptSettings(checkpoint_every, storage_budget, grace, exact, accept_drift),
     )
     preemption: Preemption = context.obj
     preemption.grace_seconds = grace

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job import events
-from job.address import redact
 from job.data.cifar import CIFAR100_SHA256
 from job.data.download import download
 from job.data.remote import HTTP
@@ -29,6 +28,7 @@ from job.errors import (
 from job.store import local_path, open_store
 from job.store.base import AbsentError
 from job.store.files import explain, sha256_of
+from job.text import redact
 
 SCHEMES = ("file", "http", "https", "s3")
 STORE_FOLDER = "data"

@@ -1,4 +1,4 @@
-"""What torch.compile needs on a device, and where it keeps the code that it makes."""
+"""What torch.compile needs on a device, and where it keeps compiled code."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ int micronet_probe() { return omp_get_max_threads(); }
 
 
 def prepare(cache: Path, device: torch.device) -> None:
-    """Keep compiled code in `cache`; ConfigurationError where something is missing that `device` needs.
+    """Keep compiled code in `cache`; ConfigurationError where something that `device` needs is missing.
 
-    Never in a store: it is native code, and what a store holds is only ever data.
+    Never in a store: it is machine code, and nothing that is read from a store may be run.
     """
     if lacking := missing(device):
         raise refusal(lacking)
@@ -43,7 +43,7 @@ def prepare(cache: Path, device: torch.device) -> None:
 
 
 def missing(device: torch.device) -> list[str]:
-    """Return what inductor, or on a GPU triton, would not find, each with the reason.
+    """Return what inductor, or on a GPU triton, needs and would not find, each with the reason.
 
     Inductor takes $CXX or g++ (torch/_inductor/config.py), triton $CC, gcc or clang
     (triton/runtime/build.py).
@@ -56,7 +56,7 @@ def missing(device: torch.device) -> list[str]:
 
 
 def refusal(lacking: list[str]) -> ConfigurationError:
-    """Return the error that names what `missing` has found."""
+    """Return the error for what `missing` has found."""
     return ConfigurationError(
         f"--compile cannot work here: {'; '.join(lacking)}",
         "Use this project's image, install a compiler (apt-get install g++ python3-dev), "
@@ -93,7 +93,7 @@ def _trial(command: list[str], language: str, source: str, options: list[str]) -
 
 
 def _libcuda() -> list[str]:
-    """Ask triton where the driver's library is, which it links its launcher with."""
+    """Return why triton does not find the driver's library, which it links its launcher with, or nothing."""
     from triton.backends.nvidia import driver
 
     try:

@@ -20,7 +20,7 @@ from job.machine.environment import source_hash
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 HARDWARE = ("device", "compute_capability", "multiprocessors")
-"""What another machine of the same kind mends."""
+"""Differences that disappear on another machine of the same kind."""
 
 SETTINGS = (
     "ATEN_CPU_CAPABILITY",
@@ -49,15 +49,15 @@ GPU_SETTINGS = (
 PACKAGES = ("fastai", "numpy", "torchvision")
 
 MACHINE = (*HARDWARE, "code", "torch", "cuda", "cudnn", *PACKAGES, *SETTINGS, *GPU_SETTINGS)
-"""What `machine` returns; a difference between two attempts at a run is drift."""
+"""The keys of `machine`; a different value in two attempts at a run is drift."""
 
 
 def choose(requested: str) -> torch.device:
     """Return the device for auto or cuda (the first GPU), cuda:N, cpu or any (a GPU where there is one).
 
     A GPU becomes CUDA's current device; a device that a plug-in has registered with PyTorch counts as a GPU
-    for auto and any. Raises what `driver.why_no_gpu` finds where a GPU is required and there is none, since
-    600 epochs on a processor are never meant, and ConfigurationError for a number that no GPU has. GPUs are
+    for auto and any. Raises the error of `driver.why_no_gpu` where a GPU is required and there is none, since
+    nobody wants 600 epochs on a processor, and ConfigurationError for a number that no GPU has. GPUs are
     numbered as CUDA_VISIBLE_DEVICES leaves them.
     """
     plugged_in = torch.accelerator.current_accelerator(check_available=True)
@@ -66,7 +66,7 @@ def choose(requested: str) -> torch.device:
     if requested == "cpu" or (requested == "any" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise driver.why_no_gpu(driver.evidence())
+        raise driver.why_no_gpu(driver.inspect())
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     number = pick(requested, names, os.environ.get("CUDA_VISIBLE_DEVICES"))
     if len(names) > 1:
@@ -76,7 +76,7 @@ def choose(requested: str) -> torch.device:
 
 
 def pick(requested: str, names: Sequence[str], visible: str | None) -> int:
-    """Return the number of the GPU that `requested` means; ConfigurationError where `names` has none.
+    """Return the number of the GPU that `requested` names; ConfigurationError where `names` has no such GPU.
 
     `visible` is CUDA_VISIBLE_DEVICES.
     """
@@ -91,9 +91,9 @@ def pick(requested: str, names: Sequence[str], visible: str | None) -> int:
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
-    """Return `requested`, with `auto` being bf16 where the hardware multiplies it natively.
+    """Return `requested`; for `auto`, bf16 where the hardware multiplies it natively.
 
-    Elsewhere auto is fp16 on a GPU, which has had it since compute capability 7, and fp32.
+    Elsewhere `auto` is fp16 on a GPU from compute capability 7 on, else fp32.
     """
     if requested != "auto":
         return requested
@@ -115,7 +115,7 @@ def configure(deterministic: bool) -> None:
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS refuses deterministic work without it
         torch.use_deterministic_algorithms(True)
-        # Filling fresh memory guards against reading it, which nothing here does, and costs a pass each time.
+        # Filling new memory protects code that reads it before writing; none here does, and it costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -189,16 +189,16 @@ def require_ieee(flags: Mapping[str, str | bool]) -> None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until `device` has done all that it was given; a processor has already."""
+    """Wait until `device` has finished all work it was given; on a processor it already has."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep what is freed for what comes next.
+    """Make the C library keep freed memory for later allocations.
 
-    glibc gives the large tensors of a step on the processor back to the system, which clears their pages
-    for the next step: 7 % of it at k = 6, 14 % at k = 1.
+    glibc returns the large tensors of a step on the processor to the system, which clears their pages again
+    for the next step: 7 % of its time at k = 6, 14 % at k = 1.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc

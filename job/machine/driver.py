@@ -1,52 +1,55 @@
-"""The NVIDIA driver as this process can see it, and why there is no GPU when there is none."""
+"""The NVIDIA driver as this process sees it: its version, the health of a GPU, and why there is no GPU."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pynvml
 import torch
 
 from job.errors import ConfigurationError, JobError, MachineError
-from job.machine import nvml
 
 KERNEL_MODULE = Path("/proc/driver/nvidia/version")
-"""Tells of the host's driver in any container, whether or not that was given a GPU."""
+"""Names the host's driver in any container, with or without a GPU."""
 
 MOUNTED = Path("/usr/local/nvidia/lib64/libcuda.so.1")
-"""Where Google's Container-Optimized OS and its like mount the driver's libraries into a container."""
+"""Where Google's Container-Optimized OS and similar hosts mount the driver's libraries into a container."""
 
 GIVE_IT = "Start the container with --gpus all (docker run --gpus all ...)"
 TOOLKIT = "install the NVIDIA container toolkit on the host"
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What can be seen of GPUs and their driver from here. CUDA versions are (major, minor)."""
+class DriverState:
+    """What this process can see of GPUs and their driver. CUDA versions are (major, minor)."""
 
     built_for: tuple[int, int] | None  # the CUDA that this PyTorch is built for
     driver: str | None  # version of the kernel module, such as 580.65.06
-    driver_cuda: tuple[int, int] | None  # the newest CUDA that the driver's library can do
-    nodes: bool  # /dev/nvidia0 and so on
+    driver_cuda: tuple[int, int] | None  # the newest CUDA that the driver's library supports
+    nodes: bool  # /dev/nvidia0 and the like exist
     hidden: str | None  # CUDA_VISIBLE_DEVICES
     mig: bool  # every GPU of this machine is in MIG mode
     mounted: bool  # the driver's library is in the folder for mounted ones
-    error: str  # how PyTorch says that CUDA does not start
+    error: str  # PyTorch's reason why CUDA does not start
 
 
-def evidence() -> Evidence:
-    """Look, where CUDA does not start."""
+def inspect() -> DriverState:
+    """Return what can be seen where CUDA does not start."""
     built_for = torch.version.cuda
-    return Evidence(
+    return DriverState(
         built_for=_version(built_for) if built_for else None,
         driver=version(),
         driver_cuda=supported_cuda(),
         nodes=any(re.fullmatch(r"nvidia\d+", path.name) for path in Path("/dev").iterdir()),
         hidden=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        mig=nvml.all_in_mig_mode(),
+        mig=all_in_mig_mode(),
         mounted=MOUNTED.exists(),
         error=_start_error(),
     )
@@ -62,7 +65,7 @@ def version() -> str | None:
 
 
 def supported_cuda() -> tuple[int, int] | None:
-    """Return the newest CUDA that the driver can do, by its library; None where that is not there."""
+    """Return the newest CUDA version that the driver's library supports; None without the library."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -73,18 +76,18 @@ def supported_cuda() -> tuple[int, int] | None:
     return number.value // 1000, number.value % 1000 // 10
 
 
-def why_no_gpu(seen: Evidence) -> JobError:
-    """Return the error for a machine without a GPU: with one cause where the evidence tells, else all three.
+def why_no_gpu(seen: DriverState) -> JobError:
+    """Return the error for a machine without a usable GPU: the one cause that `seen` shows, else all three.
 
-    ConfigurationError; MachineError for a GPU that is there and does not work.
+    It is a ConfigurationError; a MachineError for a GPU that is there and does not work.
     """
     if seen.built_for is None:
         return _unusable("this PyTorch is built without CUDA", "Use this project's image, or such a build")
     wanted = _text(seen.built_for)
     if seen.driver_cuda and seen.driver_cuda[0] < seen.built_for[0]:  # minor versions are compatible
         return _unusable(
-            f"the NVIDIA driver {seen.driver or 'here'} does CUDA up to {_text(seen.driver_cuda)} and is too "
-            f"old for this PyTorch, which is built for CUDA {wanted}",
+            f"the NVIDIA driver {seen.driver or 'here'} supports CUDA up to {_text(seen.driver_cuda)} and is "
+            f"too old for this PyTorch, which is built for CUDA {wanted}",
             f"Update the host's driver to one for CUDA {wanted}, or choose a machine image that has one",
         )
     if seen.nodes and seen.driver_cuda is None and seen.mounted:
@@ -142,3 +145,77 @@ def _version(text: str) -> tuple[int, int]:
 
 def _text(cuda: tuple[int, int]) -> str:
     return f"{cuda[0]}.{cuda[1]}"
+
+
+@dataclass(frozen=True)
+class Health:
+    """The state of one GPU; None is what this kind of GPU does not have, or this user may not read."""
+
+    ecc: bool | None
+    uncorrected: int | None  # memory errors that ECC could not correct since the driver was loaded
+    mig: bool | None  # split into instances, of which a process uses one
+
+
+def health(bus: str) -> Health | None:
+    """Return the state of the GPU with PCI address `bus`, such as 00000000:3b:00.0; None where NVML fails.
+
+    Raises MachineError for a GPU that is gone from the bus.
+    """
+    with _nvml() as there:
+        if not there:
+            return None
+        gpu = _query(pynvml.nvmlDeviceGetHandleByPciBusId, bus.encode())
+        if gpu is None:
+            return None
+        ecc = _query(pynvml.nvmlDeviceGetEccMode, gpu)
+        return Health(
+            ecc=None if ecc is None else bool(ecc[0]),
+            uncorrected=_query(
+                pynvml.nvmlDeviceGetTotalEccErrors,
+                gpu,
+                pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+                pynvml.NVML_VOLATILE_ECC,
+            ),
+            mig=_in_mig_mode(gpu),
+        )
+
+
+def all_in_mig_mode() -> bool:
+    """Return whether there are GPUs and each is in MIG mode."""
+    with _nvml() as there:
+        if not there:
+            return False
+        gpus = [
+            _query(pynvml.nvmlDeviceGetHandleByIndex, number)
+            for number in range(_query(pynvml.nvmlDeviceGetCount) or 0)
+        ]
+        return bool(gpus) and all(gpu is not None and _in_mig_mode(gpu) for gpu in gpus)
+
+
+def _in_mig_mode(gpu: Any) -> bool | None:
+    mode = _query(pynvml.nvmlDeviceGetMigMode, gpu)
+    return None if mode is None else bool(mode[0])
+
+
+def _query(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function of NVML returns, None where it fails; raise MachineError for a lost GPU."""
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError_GpuIsLost as error:
+        raise MachineError("the GPU is gone from the bus", "Use another machine") from error
+    except pynvml.NVMLError:
+        return None
+
+
+@contextmanager
+def _nvml() -> Iterator[bool]:
+    """Load NVML for the block; yield whether it is there and starts."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,4 +1,4 @@
-"""What a report says about the software and the machine it was made on."""
+"""The software and the machine that a report records."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ SOURCES = (".py", ".json", ".html", ".css", ".js")
 
 
 def environment() -> dict[str, str | None]:
-    """Return the report's environment section; what cannot be known is None.
+    """Return the report's environment section; None for what is unknown.
 
-    The image's build sets MICRONET_REVISION and MICRONET_IMAGE; outside one, the checkout
-    has the revision.
+    The image's build sets MICRONET_REVISION and MICRONET_IMAGE; elsewhere the revision is the checkout's.
     """
     return {
         "micronet": VERSION,
@@ -39,11 +38,11 @@ def environment() -> dict[str, str | None]:
 
 
 def name_code(environment: dict[str, Any]) -> str:
-    """Return the revision and the code's hash out of a report's environment section, for people."""
+    """Return the revision and the code's hash of a report's environment section as text."""
     return f"{environment.get('git') or 'unknown revision'}, code {environment.get('code', 'unknown')}"
 
 
-@functools.cache  # what runs is what was loaded, whatever becomes of the files meanwhile
+@functools.cache  # of the code as it was loaded, even if its files change later
 def source_hash() -> str:
     """Return twelve hex digits of the SHA-256 over the installed package's sources."""
     package = Path(__file__).parents[1]
@@ -56,7 +55,7 @@ def source_hash() -> str:
 
 
 def revision() -> str | None:
-    """Return the image's or the checkout's revision, None where neither is known."""
+    """Return the image's or the checkout's revision; None where neither is known."""
     return os.environ.get("MICRONET_REVISION") or _output(
         "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"
     )
@@ -64,7 +63,7 @@ def revision() -> str | None:
 
 def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(  # noqa: S603 - the words are this module's own
+        done = subprocess.run(  # noqa: S603 - the command is this module's own
             command, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):

@@ -1,13 +1,15 @@
-"""What PyTorch's errors about a device mean for a run: a machine at fault, too little memory, or a bug."""
+"""A device that fails or hangs: which exit code PyTorch's errors get, and the end of a process that waits."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
-import torch
-
+from job import events
 from job.errors import ConfigurationError, JobError, MachineError
 
 BUGS = {
@@ -16,10 +18,12 @@ BUGS = {
     716: "a misaligned address",
     717: "an address of the wrong space",
 }
-"""Of CUDA's errors (driver_types.h) those that a program causes: another machine would raise them too."""
+"""CUDA's errors (driver_types.h) that the program causes: another machine would raise them too."""
 
 LIBRARY_FAULT = re.compile(r"CU[A-Z]+_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)")
 """How cuBLAS and cuDNN report a fault of the device, in a plain RuntimeError."""
+
+TICK_SECONDS = 1.0
 
 
 class DeviceLostError(MachineError):
@@ -28,11 +32,13 @@ class DeviceLostError(MachineError):
 
 @contextmanager
 def explained(memory_fix: str) -> Iterator[None]:
-    """Raise what the block's errors about the device mean.
+    """Raise the JobError for what the block raises about the device.
 
     DeviceLostError (74), ConfigurationError (78) with `memory_fix` for too little memory, JobError (1) for a
     bug; an error that is not about the device stays as it is.
     """
+    import torch  # not at the top: the watchdog needs none
+
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -63,3 +69,68 @@ def _first_line(error: RuntimeError) -> str:
     """Return the line that names the error; fastai puts one of its own above it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "CUDA" in line or "CUDNN" in line), lines[0] if lines else "")
+
+
+class Watchdog:
+    """A context manager that ends the process with 74 after `limit_seconds` without a step.
+
+    Only time inside `watching` counts, and `progress` counts as a step. A limit of 0 turns it off. Before the
+    end `settle` is called with the cause, in the watchdog's thread: the main thread waits for the device and
+    runs no signal handler. With `compiling` the time until the first step does not count.
+    """
+
+    def __init__(self, limit_seconds: float, settle: Callable[[str], None], compiling: bool = False) -> None:
+        self.limit_seconds, self.settle = limit_seconds, settle
+        self._compiling, self._watching = compiling, False
+        self._moves = 0
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Watchdog:
+        if self.limit_seconds:
+            threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+
+    def progress(self) -> None:
+        """Note that a batch was evaluated."""
+        self._moves += 1
+
+    def step(self) -> None:
+        """Note that a training step has ended."""
+        self._compiling = False
+        self._moves += 1
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count the time in the block."""
+        self._moves += 1
+        self._watching = True
+        try:
+            yield
+        finally:
+            self._watching = False
+
+    def _run(self) -> None:
+        # Counted in ticks: a process that was paused (SIGSTOP) has not been idle for that time.
+        tick = min(TICK_SECONDS, self.limit_seconds / 10)
+        seen, idle = self._moves, 0.0
+        while not self._stop.wait(tick):
+            waits = self._watching and not self._compiling and self._moves == seen
+            idle, seen = idle + tick if waits else 0.0, self._moves
+            if idle >= self.limit_seconds:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        cause = f"no step has ended for {self.limit_seconds:g} s: the device does not answer"
+        events.warn("stuck", cause=cause)
+        self.settle(cause)
+        events.stopped(
+            cause,
+            "Run the same command on another machine, or with a longer --step-timeout if steps take so long",
+            MachineError.exit_code,
+        )
+        os._exit(MachineError.exit_code)

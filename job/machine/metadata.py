@@ -1,4 +1,4 @@
-"""Asking a metadata service: one small request, and its answer read with suspicion."""
+"""Requests to a cloud's metadata service, whose answers are not trusted."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FARTHEST_SECONDS = 3600  # the longest notice is Azure's Terminate, 15 minutes
 
 
 class UnreadableError(Exception):
-    """The service's answer cannot be used; the text says why."""
+    """The service's answer cannot be used; the message says why."""
 
 
-class AbsentError(UnreadableError):
+class UnreachableError(UnreadableError):
     """Nothing accepts connections at the address."""
 
 
 class UnusableError(UnreadableError):
-    """The user has to change something; the text says what."""
+    """The user has to change something; the message says what."""
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """A response: its status, headers and body."""
 
     status: int
     headers: Message
@@ -45,9 +45,9 @@ def ask(
     method: str = "GET",
     timeout: float = ANSWER_SECONDS,
 ) -> Answer:
-    """Send one request and read the answer, of at most 64 KiB. Raises UnreadableError.
+    """Send one request and return the answer, of at most 64 KiB; raise UnreadableError.
 
-    http.client, since it knows no proxies and follows no redirects: metadata is never asked through either.
+    With http.client, which uses no proxy and follows no redirect: metadata must never come through either.
     """
     try:
         address = urlsplit(endpoint)
@@ -74,11 +74,11 @@ def _connect(connection: HTTPConnection, endpoint: str) -> None:
     try:
         connection.connect()
     except OSError as error:
-        raise AbsentError(f"{endpoint}: {error}") from error
+        raise UnreachableError(f"{endpoint}: {error}") from error
 
 
 def expect_200(answer: Answer) -> Answer:
-    """Return the answer, or raise UnreadableError where it is none."""
+    """Return the answer, or raise UnreadableError for any other status."""
     if answer.status != 200:
         raise UnreadableError(f"status {answer.status}")
     return answer
@@ -104,9 +104,9 @@ def document(answer: Answer) -> dict[str, Any]:
 
 
 def to_monotonic(moment: datetime, answer: Answer) -> float:
-    """Return `moment` (without a zone: UTC) as time.monotonic(). Raises UnreadableError if it is not near.
+    """Return `moment` (UTC if it has no zone) as time.monotonic(); UnreadableError if it is over an hour off.
 
-    The answer's `Date` says what time it is, because this machine's clock may be off.
+    The current time is the answer's `Date`, because this machine's clock may be wrong.
     """
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     try:

@@ -1,4 +1,4 @@
-"""Stopping from outside: SIGTERM, SIGINT and a notice become one PreemptedError, where it does no harm."""
+"""Stopping from outside: SIGTERM, SIGINT and a notice become one PreemptedError, raised at a safe place."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import NoReturn
 
 from job.errors import PreemptedError
 
-REPEAT_SECONDS = 0.5  # below: one request that came twice, as `timeout` and a shell's trap deliver it
+REPEAT_SECONDS = 0.5  # a signal sooner is the same request, delivered twice by `timeout` or a shell's trap
 
 
 class Preemption:
-    """What the outside has asked for, and by when the process must be gone. For the main thread.
+    """Whether the process was asked to stop, and by when it must have ended. For the main thread.
 
-    A signal raises PreemptedError at once, between two bytecodes; inside `deferred` it waits for the
-    outermost exit. It is raised by itself only once: a save in an `except PreemptedError:` block is
-    never torn, whatever arrives and whatever it defers. `check` raises each time, so that a raise which
-    third-party code swallowed (`except:`, a `__del__`) is made good. PreemptedError is no Exception, as
-    KeyboardInterrupt is none: botocore turns any Exception into a connection error, which is retried.
+    A signal raises PreemptedError at once, between two bytecodes; inside `deferred`, at the exit of the
+    outermost block. A signal raises it only once: a save in an `except PreemptedError:` block is never
+    interrupted, whatever signals arrive and whatever it defers. `check` raises each time, in case third-party
+    code swallowed the first (`except:`, a `__del__`). PreemptedError is no Exception, as KeyboardInterrupt is
+    none: botocore turns any Exception into a connection error, which is retried.
 
     A second signal ends the process at once with 75, and so does the end of the grace. A thread does that: a
-    main thread inside native code, such as a call of a hung driver, runs no handler. Forked children get the
-    handlers from before.
+    main thread in native code, such as a call of a hung driver, runs no handler. Forked children get the
+    previous handlers.
 
     `grace_seconds` is the time from the signal to SIGKILL and may be set until the signal comes.
     """
@@ -45,9 +45,9 @@ class Preemption:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Take SIGTERM and SIGINT over; after the block they are only noted, since the exit code is decided.
+        """Handle SIGTERM and SIGINT; after the block they are only noted, since the exit code is decided.
 
-        To be entered inside the `try` that maps errors to exit codes. SIGINT stays ignored where it was
+        Enter it inside the `try` that maps errors to exit codes. SIGINT stays ignored where it was
         (`command &` in a script).
         """
         handlers = {signal.SIGTERM: self._on_signal}
@@ -61,7 +61,7 @@ class Preemption:
             signal.set_wakeup_fd(-1)
 
         os.register_at_fork(after_in_child=restore)
-        # Written to by the interpreter's C code, the moment that a signal comes.
+        # The interpreter's C code writes to it at once when a signal comes.
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -75,7 +75,7 @@ class Preemption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let no signal interrupt the block: a training step, a commit, an import.
+        """Keep signals from interrupting the block, such as a training step, a commit or an import.
 
         Leaving the outermost block raises PreemptedError if a signal came, unless it was raised before or
         the block ends with an error of its own.
@@ -89,7 +89,7 @@ class Preemption:
             self._raise_once()
 
     def check(self, save_seconds: float = 0.0) -> None:
-        """Raise PreemptedError if a stop was requested, or if a notice leaves no more than `save_seconds`."""
+        """Raise PreemptedError if a stop was requested, or if a notice leaves at most `save_seconds`."""
         if not self.requested and self.remaining() <= save_seconds:
             self._request("the machine is about to be taken away")
         if self.requested:
@@ -97,14 +97,14 @@ class Preemption:
             raise self._error()
 
     def expect(self, gone: float) -> None:
-        """Take note that the machine is gone at `gone` (time.monotonic()); a sooner time stays."""
+        """Note that the machine will be gone at `gone` (time.monotonic()); the earliest time counts."""
         self._gone = min(self._gone, gone)
 
     @property
     def deadline(self) -> float | None:
-        """When saving must be over (time.monotonic()); None while nothing is known to end the process.
+        """When saving must be over (time.monotonic()); None while no stop is expected.
 
-        A tenth of the grace, at most a second, is kept back to say what did not fit and to exit.
+        A tenth of the grace, at most a second, is reserved for logging what was not saved and for the exit.
         """
         return None if math.isinf(self._gone) else self._gone - self._reserve
 
@@ -117,7 +117,7 @@ class Preemption:
         return min(1.0, self.grace_seconds / 10)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # No event here: the interrupted code may hold the lock of the log.
+        # No event here: the interrupted code may hold the log's lock.
         if self._signalled is None:
             self._signalled = time.monotonic()
             self._gone = self._end_of_grace(self._signalled)
@@ -126,7 +126,7 @@ class Preemption:
             self._raise_once()
 
     def _end_of_grace(self, signalled: float) -> float:
-        # A notice whose time is over was wrong about it; the signal knows better.
+        # A notice whose time is over was wrong: the signal's grace counts.
         return min(self._gone if self._gone > signalled else math.inf, signalled + self.grace_seconds)
 
     def _guard(self, pipe: int, numbers: Collection[int]) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What the process was given: standard streams, which may be closed, full or unread, and room for threads."""
+"""Standard streams that may be closed, full or unread, and limits on threads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 NO_THREAD = "can't start new thread"
-"""All that Python says about it, in a RuntimeError."""
+"""The message of Python's RuntimeError; it has no type of its own."""
 
 
 class OutputError(MachineError):
-    """Standard output does not take what is printed; `unread` is set where its reader is gone."""
+    """Standard output cannot be written; `unread` is set where its reader has closed it."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(f"standard output: {cause.strerror}", "Send it to a file that can be written")
@@ -29,7 +29,7 @@ class OutputError(MachineError):
 
 
 class _Log(io.FileIO):
-    """Standard error: what it does not take is lost, since a training must not end for the want of a log."""
+    """Standard error: what cannot be written is lost, since a training must not fail because of its log."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -40,7 +40,7 @@ class _Log(io.FileIO):
 
 
 class _Output(io.FileIO):
-    """Standard output: raises OutputError once, then drops everything."""
+    """Standard output: raises OutputError once and drops everything afterwards."""
 
     failed = False
 
@@ -55,10 +55,10 @@ class _Output(io.FileIO):
 
 
 def secure_streams() -> None:
-    """Let standard error never fail, and standard output fail with nothing but OutputError.
+    """Make writing to standard error never fail, and to standard output fail only with OutputError.
 
-    To be called before any file is opened. A descriptor that is closed becomes /dev/null: else the next file
-    gets its number, and with it the log.
+    Call it before any file is opened: a closed descriptor becomes /dev/null, since the next file would get
+    its number and the log with it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -69,7 +69,7 @@ def secure_streams() -> None:
 
 
 def _text(raw: io.FileIO, like: TextIO | None, line_buffering: bool = False) -> TextIO:
-    """Return a text stream over `raw`; what its encoding cannot hold is written as an escape."""
+    """Return a text stream over `raw`; characters that its encoding lacks are written as escapes."""
     stream = io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=like.encoding if like else "utf-8",
@@ -80,11 +80,11 @@ def _text(raw: io.FileIO, like: TextIO | None, line_buffering: bool = False) -> 
 
 
 def fit_threads() -> None:
-    """Choose how OpenMP's threads wait and how many there are, unless the environment says; before torch.
+    """Choose how OpenMP's threads wait and how many there are, unless the environment does; before torch.
 
-    They sleep while they wait. By default they spin for milliseconds, and on a machine that others use, what
-    they wait for needs the core that they spin on: two threads were ten times slower than one. A container's
-    share of the processors, which OpenMP does not know, bounds their number.
+    They sleep while they wait. By default they spin for milliseconds, and on a busy machine the thread they
+    wait for needs the core that they spin on: two threads were ten times slower than one. Their number is
+    limited to a container's share of the processors, which OpenMP does not read.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quota = cpu_quota()
@@ -93,7 +93,7 @@ def fit_threads() -> None:
 
 
 def cpu_quota(mount: str = "/sys/fs/cgroup") -> float | None:
-    """Return how many processors' time this container may use; None where nothing bounds it."""
+    """Return how many processors this container may use, such as 1.5; None where there is no limit."""
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup 2, cgroup 1
         try:
             words = " ".join(Path(mount, name).read_text("ascii") for name in names).split()
@@ -105,7 +105,7 @@ def cpu_quota(mount: str = "/sys/fs/cgroup") -> float | None:
 
 
 def too_few_threads() -> MachineError:
-    """Return the error for a machine that lets this process start no more threads."""
+    """Return the error for a limit of processes that leaves no more threads."""
     return MachineError(
         "no more threads can be started",
         "Raise the limit of processes (--pids-limit, ulimit -u)",
@@ -113,14 +113,14 @@ def too_few_threads() -> MachineError:
 
 
 def require_threads() -> None:
-    """Raise MachineError where as many threads as a training needs cannot be started; takes a millisecond.
+    """Raise MachineError where the threads that a training needs cannot be started; takes a millisecond.
 
-    To be called before torch and numpy are imported: without a thread, libgomp ends the process with 1 and
-    OpenBLAS with a SIGINT to itself.
+    Call it before torch and numpy are imported: when a thread cannot be started, libgomp ends the process
+    with 1 and OpenBLAS with a SIGINT to itself.
     """
     stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     cores = int(stated) if stated.isdigit() else len(os.sched_getaffinity(0))
-    wanted = 3 * (cores - 1) + 4  # libgomp's twice, OpenBLAS's; the saver and its like
+    wanted = 3 * (cores - 1) + 4  # libgomp's twice, OpenBLAS's; the saver and similar threads
     end, started = threading.Event(), list[threading.Thread]()
     try:
         for _ in range(wanted):

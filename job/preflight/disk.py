@@ -13,8 +13,8 @@ from job.data.download import kept
 from job.errors import MachineError, PermissionRefusedError
 from job.preflight.check import Check, ok
 from job.preflight.storage import RUNS
-from job.run.prune import KEPT
-from job.settings import DEMO_DATA, Placement, Recipe
+from job.run.manifests import KEPT
+from job.settings import DEMO_DATA, DataSettings, Recipe
 from job.store import local_path
 from job.store.local import LocalStore
 
@@ -25,20 +25,20 @@ WEIGHTS_BYTES = 4
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 
 
-def check_space(recipe: Recipe, placement: Placement) -> Check:
+def check_space(recipe: Recipe, run: str | None, data: DataSettings) -> Check:
     """Compare what the run will need with what is free, disk by disk.
 
     Counted is what is known beforehand and not there yet: a download of unknown size is measured against
     the disk when it begins. Raises MachineError, and PermissionRefusedError for a cache that may not be
     written.
     """
-    cache = Path(placement.cache)
+    cache = Path(data.cache)
     folder = _existing(cache)
     if not os.access(folder, os.W_OK, effective_ids=True):
         raise PermissionRefusedError(
             f"{cache} may not be written", "Give this user the right, or name another folder with --cache"
         )
-    needs = [(folder, data_bytes(placement.data, cache)), *_run_needs(recipe, placement.run)]
+    needs = [(folder, data_bytes(data.data, cache)), *_run_needs(recipe, run)]
     disks: dict[int, list[tuple[Path, int]]] = defaultdict(list)
     for folder, needed in needs:
         disks[folder.stat().st_dev].append((folder, needed))

@@ -26,10 +26,11 @@ def examine(recipe: Recipe, placement: Placement, store_cache: str | None) -> li
     """Return every finding, in the order in which `train` would meet them; raise UsageError."""
     store = open_store(placement.run, RETRY_SECONDS) if placement.run else None
     stored = _Background(storage.looks(placement.run, store), NETWORK_SECONDS)
-    at_data = Look("data", lambda: source.check_data(placement.data, Path(placement.cache), store_cache))
+    sources, cache = placement.data.data, Path(placement.data.cache)
+    at_data = Look("data", lambda: source.check_data(sources, cache, store_cache))
     data = _Background([at_data], NETWORK_SECONDS)
-    device = _look_at_device(recipe, placement.device)
-    space = Look("disk", lambda: disk.check_space(recipe, placement)).safely()
+    device = _look_at_device(recipe, placement.device.device)
+    space = Look("disk", lambda: disk.check_space(recipe, placement.run, placement.data)).safely()
     return [*device, *stored.found(), space, disk.check_shared_memory(), *data.found()]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from job.errors import ConfigurationError, MachineError
-from job.machine import compiler, driver, nvml
+from job.machine import compiler, driver
 from job.machine import device as devices
 from job.preflight.check import Check, ok, warning
 
@@ -31,7 +31,7 @@ def check_device(device: torch.device) -> Check:
         )
     newest = driver.supported_cuda()
     free, total = torch.cuda.mem_get_info(device)
-    health = nvml.health(
+    health = driver.health(
         bus_address(properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
     )
     text = (
@@ -51,7 +51,7 @@ def bus_address(domain: int, bus: int, device: int) -> str:
     return f"{domain:08x}:{bus:02x}:{device:02x}.0"
 
 
-def describe(health: nvml.Health | None) -> str:
+def describe(health: driver.Health | None) -> str:
     """Return what is known of ECC and MIG as a part of a sentence."""
     if health is None:
         return "ECC and MIG unknown, since NVML (libnvidia-ml.so.1) does not answer"

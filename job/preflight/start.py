@@ -7,11 +7,13 @@ import torch
 from job import events
 from job.preflight import disk, gpu, storage
 from job.preflight.check import Look
-from job.settings import Placement, Recipe
+from job.settings import DataSettings, Recipe
 from job.store import Store
 
 
-def check(recipe: Recipe, placement: Placement, device: torch.device, store: Store | None) -> None:
+def check(
+    recipe: Recipe, run: str | None, data: DataSettings, device: torch.device, store: Store | None
+) -> None:
     """Look at the device, the store and the disk; raise the first JobError, tell of warnings.
 
     `store` is the run's own, so that what it finds out about its service is found out once; None for a run
@@ -21,8 +23,8 @@ def check(recipe: Recipe, placement: Placement, device: torch.device, store: Sto
     looks = [
         Look("gpu", lambda: gpu.check_device(device)),
         Look("kernel", lambda: gpu.check_work(device)),
-        *storage.looks(placement.run, store),
-        Look("disk", lambda: disk.check_space(recipe, placement)),
+        *storage.looks(run, store),
+        Look("disk", lambda: disk.check_space(recipe, run, data)),
     ]
     for look in looks:
         found = look.at()

@@ -13,11 +13,10 @@ from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, DataError, FencedError, JobError
-from job.run import claims, records, restore
+from job.run import claims, manifests, records
 from job.run.lineage import REFUSED, Turn, lineage
-from job.run.prune import KEPT, Pruner, named
+from job.run.manifests import KEPT, Checkpoint, Pruner, named
 from job.run.records import Claim, End, Head, Manifest, Metrics, StoredObject, Worker
-from job.run.restore import Checkpoint
 from job.store.base import ConflictError, Store
 
 MAX_REASON = 1000  # characters of an attempt's end
@@ -147,7 +146,7 @@ class Checkpoints:
                 self._stop_others()
 
     def _resume(self) -> Checkpoint | None:
-        found = restore.newest(self._store, self._fingerprint)
+        found = manifests.newest(self._store, self._fingerprint)
         if found.seen.head:
             self._raise_if_fenced(found.seen.head.generation)
         self._head_version, self._bad = found.seen.version, found.skipped

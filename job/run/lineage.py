@@ -1,14 +1,17 @@
-"""The attempts at a run, how each ended, what that cost, and what changed between them: for people."""
+"""The attempts at a run: their heartbeats, how each ended, what that cost, and what changed between them."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
-from job.errors import ConfigurationError, DataError
+from job import events
+from job.errors import ConfigurationError, DataError, JobError, MachineError
 from job.run import claims, layout
 from job.run.documents import Record
-from job.run.records import Beat, Number, Text, Worker
+from job.run.records import Beat, Claim, Number, Text, Worker
 from job.settings import Recipe
 from job.store.base import AbsentError, Store
 
@@ -17,6 +20,37 @@ VANISHED, UNREADABLE, REFUSED, FINISHED = "vanished", "unreadable", "refused", "
 
 OF_ONE_ATTEMPT = ("host", "started", "recipe", "git")
 """What a claim says besides what the attempt's bits depend on."""
+
+HEARTBEAT_SECONDS = 10.0
+"""Between two heartbeats of an attempt."""
+
+
+class Heartbeat:
+    """A thread that stores what `describe` returns every few seconds; a store out of reach only delays it."""
+
+    def __init__(self, store: Store, generation: int, describe: Callable[[], Beat]) -> None:
+        self._store, self._key, self._describe = store, layout.heartbeat(generation), describe
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread end; do not wait for a store that hangs."""
+        self._stop.set()
+
+    def write(self) -> None:
+        """Write one heartbeat; raises the store's errors."""
+        self._store.put(self._key, self._describe().encode())
+
+    def _run(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                self.write()
+            except JobError as error:
+                events.warn("heartbeat_failed", reason=error.message)
 
 
 @dataclass(frozen=True)
@@ -54,6 +88,31 @@ class Drift(Record):
     field: Text
     before: Text | None
     now: Text | None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The report's lineage section: the attempts, what changed between them, and what they cost."""
+
+    turns: list[Turn]
+    drift: list[Drift]
+    checkpoints: int  # by all attempts
+    lost_seconds: float  # of training, by attempts that vanished
+
+    @classmethod
+    def of(cls, store: Store, turns: list[Turn], checkpoints: int) -> Lineage:
+        """Return the section for `turns`, in order; raises the store's errors."""
+        changes = drift([(turn.generation, turn.worker) for turn in turns])
+        return cls(turns, changes, checkpoints, sum(unsaved_seconds(store, turn) for turn in turns))
+
+    def to_json(self) -> dict[str, object]:
+        """Return the section as JSON values."""
+        return {
+            "attempts": [turn.to_json() for turn in self.turns],
+            "drift": [change.model_dump() for change in self.drift],
+            "checkpoints": self.checkpoints,
+            "lost_seconds": round(self.lost_seconds, 1),
+        }
 
 
 def lineage(store: Store) -> list[Turn]:
@@ -104,6 +163,37 @@ def drift(attempts: list[tuple[int, Worker]]) -> list[Drift]:
             if old[field] != new[field]
         ]
     return found
+
+
+def report_drift(last: Claim | None, worker: Worker, hardware: Collection[str], exact: bool) -> None:
+    """Log what differs from the attempt before, of claim `last`; where it must be `exact`, raise.
+
+    MachineError where all of it is `hardware`, which another machine may mend, else ConfigurationError.
+    """
+    changes = drift([(last.generation, last.attempt), (last.generation + 1, worker)]) if last else []
+    if changes and exact:
+        listed = ", ".join(f"{change.field} {change.before!r} -> {change.now!r}" for change in changes)
+        if {change.field for change in changes} <= set(hardware):
+            raise MachineError(
+                f"this machine is not like the one before: {listed}",
+                "Use the same kind, or leave --exact out",
+            )
+        raise ConfigurationError(
+            f"the software is not that of the attempt before: {listed}",
+            "Use the same image, code and environment, or leave --exact out",
+        )
+    if changes:
+        events.warn("drift", **{change.field: f"{change.before} -> {change.now}" for change in changes})
+
+
+def report_lost_attempt(last: Claim, position: int) -> None:
+    """Log the attempt before where it ended, or was killed, before it moved the run beyond where it resumed.
+
+    `position` is that of the newest checkpoint, 0 where there is none.
+    """
+    if position == (last.resumed or 0):
+        reason = last.end.reason if last.end else VANISHED
+        events.warn("no_checkpoint_left", by_attempt=last.generation, reason=reason)
 
 
 def _circumstances(worker: Worker) -> dict[str, str | None]:

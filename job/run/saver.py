@@ -1,17 +1,25 @@
-"""Checkpoints in the background: the training thread pays for the copy off the device alone."""
+"""Save training states: in the background to the run's store, or on this machine's disk where that fails.
+
+The training thread pays for the copy off the device alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from job import events
-from job.errors import MachineError
+from job.errors import DataError, MachineError
+from job.run import layout
 from job.run.state import TrainingState
-from job.store.base import TransientError
+from job.store.base import AbsentError, TransientError
+from job.store.local import LocalStore
 
+DIGEST_BYTES = hashlib.sha256().digest_size
 RETRY_SECONDS = 5.0  # between attempts to save while the store is out of reach
 
 
@@ -22,6 +30,10 @@ class Durable:
     epoch: int
     step: int
     taken: float
+
+    def __str__(self) -> str:
+        """Return the place for people, who count epochs from 1."""
+        return f"epoch {self.epoch + 1} step {self.step}"
 
 
 class Saver:
@@ -58,6 +70,10 @@ class Saver:
     def due(self) -> bool:
         """Whether the interval has passed since the last state was offered."""
         return time.monotonic() - self.last_offer >= self.every_seconds
+
+    def age(self) -> float | None:
+        """Return the seconds since the newest durable state was taken, None before the first."""
+        return None if self.durable is None else time.monotonic() - self.durable.taken
 
     def offer(self, state: TrainingState) -> None:
         """Hand over a state and return at once; it replaces one that still waits."""
@@ -142,3 +158,71 @@ class Saver:
         with self._condition:
             self.error, self._busy = error, False
             self._condition.notify_all()
+
+
+class Unsaved:
+    """The states of one run and recipe in `folder`, which other runs may share.
+
+    A file is named by the recipe's fingerprint and by the generation and owner of the attempt that kept it.
+    `is_attempt` returns whether the run has an attempt of that generation and owner: what another run kept
+    is neither read nor deleted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        generation: int,
+        owner: str,
+        is_attempt: Callable[[int, str], bool],
+    ) -> None:
+        self._folder, self._store = folder, LocalStore(folder)
+        self._fingerprint, self._is_attempt = fingerprint, is_attempt
+        self._own = layout.unsaved(fingerprint, generation, owner)
+        self._found: list[str] = []
+
+    @property
+    def path(self) -> str:
+        """Where this attempt keeps its state, for people."""
+        return f"{self._store.uri}/{self._own}"
+
+    def keep(self, state: TrainingState) -> None:
+        """Write the state; MachineError when the disk is full."""
+        data = state.encode()
+        self._store.put(self._own, hashlib.sha256(data).digest() + data)
+
+    def find(self, most: int) -> tuple[str, TrainingState] | None:
+        """Return the file and the furthest state, of at most `most` bytes; None where none is whole."""
+        if (self._folder / layout.unsaved_before(self._fingerprint)).exists():
+            name = f"{self._store.uri}/{layout.unsaved_before(self._fingerprint)}"
+            events.warn("unsaved_state_ignored", file=name, reason="its name does not say of which run it is")
+        names = [path.name for path in self._folder.glob(layout.unsaved(self._fingerprint, "*", "*"))]
+        kept = {name: layout.keeper_of(name) for name in names}
+        self._found = [name for name, keeper in kept.items() if keeper and self._is_attempt(*keeper)]
+        states = [(name, state) for name in self._found if (state := self._read(name, most))]
+        if not states:
+            return None
+        name, state = max(states, key=lambda pair: (pair[1].epoch, pair[1].step))
+        return f"{self._store.uri}/{name}", state
+
+    def further(self, state: TrainingState | None, most: int) -> TrainingState | None:
+        """Return the state that is further on: `state`, or what `find` returns."""
+        file, kept = self.find(most) or ("", None)
+        if kept and (state is None or (kept.epoch, kept.step) > (state.epoch, state.step)):
+            events.emit("unsaved_state", file=file)
+            return kept
+        return state
+
+    def drop(self) -> None:
+        """Remove what this attempt kept and what it has found."""
+        for name in (self._own, *self._found):
+            self._store.delete(name)
+        self._found = []
+
+    def _read(self, name: str, most: int) -> TrainingState | None:
+        try:
+            content = self._store.get(name).data
+            digest, data = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+            return TrainingState.decode(data, most) if hashlib.sha256(data).digest() == digest else None
+        except (AbsentError, DataError):
+            return None

@@ -14,7 +14,9 @@ from pydantic import AfterValidator, ConfigDict
 from torch import Tensor, nn
 
 from job.errors import DataError
+from job.run import layout
 from job.run.documents import Record
+from job.run.manifests import Checkpoint
 from job.run.records import Count, Epoch, Number, Quantity, epochs
 
 FORMAT = "micronet.state/1"
@@ -95,6 +97,19 @@ class TrainingState(Record):
             raise _unreadable(f"it is at step {state.step} of {state.steps_per_epoch}")
         if state.loss_total.shape or not (state.is_finite() and bool(state.loss_total.isfinite())):
             raise _unreadable("its weights, moments or loss are not finite")
+        return state
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, most: int) -> TrainingState:
+        """Return the state that a checkpoint of an unfinished run holds; otherwise as `decode`."""
+        key = checkpoint.manifest.key
+        if layout.STATE not in checkpoint.objects:
+            raise DataError(f"{key} is a checkpoint without {layout.STATE}")
+        state = cls.decode(checkpoint.objects[layout.STATE], most)
+        if state.epoch != len(state.history):
+            raise DataError(
+                f"{key} is of epoch {state.epoch + 1} and has the history of {len(state.history)} epochs"
+            )
         return state
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:

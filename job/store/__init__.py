@@ -7,11 +7,11 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.address import redact
 from job.errors import DataError, UsageError
 from job.settings import RETRY_SECONDS
 from job.store.base import Store, check_key
 from job.store.retry import RetryingStore
+from job.text import redact
 
 if TYPE_CHECKING:
     from job.store.s3_client import Service

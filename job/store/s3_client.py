@@ -20,10 +20,10 @@ from botocore.config import Config
 from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.model import OperationModel
 
-from job.address import redact
 from job.errors import ConfigurationError, JobError
 from job.store.base import DoubtfulError, RefusedError, TransientError
 from job.store.s3_errors import ERRORS, FOREIGN, ForeignAnswerError, explain
+from job.text import redact
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

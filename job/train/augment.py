@@ -1,8 +1,9 @@
-"""Augmentation with fastai v1's distributions: the choices are drawn first and applied afterwards.
+"""Augmentation and mixup with fastai v1's distributions: choices are drawn first and applied afterwards.
 
 All that moves pixels (flip, crop, symmetric warp, rotation, zoom) is one 3x3 projective map an image, from
 output to input coordinates in [-1, 1], so that the image is resampled once. A crop with reflection padding
-is a shift by whole pixels, the reflection happening at the image's own border.
+is a shift by whole pixels, the reflection happening at the image's own border. Mixup: Zhang et al.,
+arXiv:1710.09412.
 """
 
 from __future__ import annotations
@@ -130,3 +131,34 @@ def light(images: Tensor, contrast: Tensor, shift: Tensor) -> Tensor:
 def augment(images: Tensor, transforms: Transforms) -> Tensor:
     """Apply `transforms` to `images`, [N, C, S, S] float32 in [0, 1]."""
     return light(resample(images, transforms.maps), transforms.contrast, transforms.shift)
+
+
+class Mix(NamedTuple):
+    """Partners and shares for N images of each of S steps (or, without the first dimension, of one)."""
+
+    share: Tensor  # [S, N] float32 of the image itself, in [0.5, 1]
+    partner: Tensor  # [S, N] int64 index in the batch
+
+
+def draw_mix(steps: int, count: int, alpha: float, generator: torch.Generator) -> Mix:
+    """Draw shares max(l, 1 - l) with l ~ Beta(alpha, alpha), and for each step a permutation of partners.
+
+    A Beta variable is the ratio of two Gamma variables; `torch.distributions` takes no generator.
+    """
+    device = generator.device
+    gamma = torch._standard_gamma(torch.full((2, steps, count), alpha, device=device), generator=generator)
+    share = gamma[0] / gamma.sum(0)
+    keys = torch.rand(steps, count, generator=generator, device=device)
+    return Mix(torch.maximum(share, 1 - share), keys.argsort(dim=1, stable=True))
+
+
+def mix(images: Tensor, targets: Tensor, choices: Mix) -> tuple[Tensor, Tensor]:
+    """Mix `images` [N, C, H, W] and soft `targets` [N, classes] with their partners'.
+
+    Cross-entropy is linear in its target, so that this is v1's l CE(y) + (1 - l) CE(y[partner]).
+    """
+    share, partner = choices
+    return (
+        torch.lerp(images[partner], images, share.view(-1, 1, 1, 1)),
+        torch.lerp(targets[partner], targets, share.view(-1, 1)),
+    )

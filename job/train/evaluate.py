@@ -1,20 +1,37 @@
-"""The network's answers: in fp32 for a report, whatever the training precision was; TF32 is off."""
+"""Evaluate a network: during its training, for its report, and from saved weights as the report's audit.
+
+A report's figures are of fp32 with TF32 off, whatever the training's precision was.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from job.train.loader import Images, Normalisation
+from job.data.archive import CIFAR100, place
+from job.data.dataset import prepare, recall
+from job.errors import ConfigurationError
+from job.machine import device as devices
+from job.machine import faults
+from job.network import weights
+from job.run import documents, layout
+from job.settings import DEMO_DATA
+from job.store import Store, local_path, open_store
+from job.store.base import AbsentError
+from job.train.loader import DeviceData, Images, Normalisation
 from job.train.step import Precision
+from job.view import stored_run
 
 BATCH_SIZE = 500  # fixed, since the batch's shape can change the bits; 20 batches for 10,000 images
+MISTAKES = 24  # misclassified images kept in predictions.npz: 74 kB before compression
 
 
 @dataclass(frozen=True)
@@ -39,11 +56,14 @@ class Predictions:
         """Share of correct images."""
         return self.correct / len(self.labels)
 
-    def encode(self, classes: Sequence[str], superclasses: Sequence[str]) -> bytes:
+    def encode(self, classes: Sequence[str], superclasses: Sequence[str], images: NDArray[np.uint8]) -> bytes:
         """Return an npz of label [N], prediction [N] and top_five [N, 5] (best first), all int64.
 
-        classes [C] and superclasses [C] ([0] where unknown), as text, name what the numbers mean.
+        classes [C] and superclasses [C] ([0] where unknown), as text, name what the numbers mean. mistakes
+        [M] are the indices of the misclassified images with the largest loss, at most MISTAKES and the
+        largest first; mistake_images [M, 3, S, S] are those of `images` [N, 3, S, S].
         """
+        mistakes = self._mistakes().numpy()
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -52,8 +72,15 @@ class Predictions:
             top_five=self.logits.topk(min(5, self.logits.shape[1])).indices.numpy(),
             classes=np.array(classes, np.str_),
             superclasses=np.array(superclasses, np.str_),
+            mistakes=mistakes,
+            mistake_images=images[mistakes],
         )
         return buffer.getvalue()
+
+    def _mistakes(self) -> Tensor:
+        losses = F.cross_entropy(self.logits, self.labels, reduction="none")
+        wrong = (self.logits.argmax(1) != self.labels).nonzero().flatten()
+        return wrong[losses[wrong].argsort(descending=True, stable=True)][:MISTAKES]
 
 
 def predict(
@@ -78,3 +105,86 @@ def predict(
     finally:
         network.train(training)
     return Predictions(images.labels.cpu(), torch.cat(logits).cpu())
+
+
+class Evaluator:
+    """Evaluates a network while and after it is trained; `after_batch` is called for each batch."""
+
+    def __init__(
+        self, network: nn.Module, data: DeviceData, precision: str, after_batch: Callable[[], None]
+    ) -> None:
+        self.network, self.data, self.precision, self.after_batch = network, data, precision, after_batch
+
+    def predictions(self) -> Predictions:
+        """Return the answers to the test images, in fp32."""
+        return self._predict(self.data.test, "fp32")
+
+    def figures(self) -> dict[str, float]:
+        """Return {test_loss, accuracy} and, with a hold-out, its accuracy, in the training's own precision.
+
+        To watch a run by: 10,000 images cost a fifteenth of an epoch's arithmetic, in fp32 a multiple.
+        """
+        test = self._predict(self.data.test, self.precision)
+        figures = {"test_loss": test.loss, "accuracy": test.accuracy}
+        if len(self.data.holdout):
+            figures["holdout_accuracy"] = self._predict(self.data.holdout, self.precision).accuracy
+        return figures
+
+    def _predict(self, images: Images, precision: str) -> Predictions:
+        return predict(self.network, images, self.data.normalise, precision, self.after_batch)
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The test accuracy of saved weights, with the names of `micronet evaluate --json`."""
+
+    weights: str
+    accuracy: float
+    correct: int
+    total: int
+
+
+def assess(uri: str, sources: tuple[str, ...], cache: str, requested_device: str) -> Assessment:
+    """Return the accuracy of saved weights on the test set of the data that they were trained on.
+
+    `uri` is a run or a .safetensors file in one. Without `sources` the data is what the run's report names.
+    Raises ConfigurationError when the data is another's, or cannot be found out.
+    """
+    folder, name = weights.locate(uri, layout.WEIGHTS)
+    store = open_store(folder)
+    network, info = weights.load(store.get(name).data)
+    device = devices.choose(requested_device)
+    devices.configure(deterministic=True)
+    if sources:
+        dataset = prepare(sources, Path(cache)).dataset
+    else:
+        source = _recorded_source(store, info.data_sha256)
+        dataset = recall(info.data_sha256, source, Path(cache), place(None, store.uri)).dataset
+    if dataset.sha256 != info.data_sha256:
+        raise ConfigurationError(
+            f"the weights were trained on the data with SHA-256 {info.data_sha256}, this is {dataset.sha256}",
+            "Name the run's own data with --data or --demo",
+        )
+    with faults.explained("Use --device cpu, or a device with more memory"):
+        network.to(device).to(memory_format=torch.channels_last)
+        test = Images.of(dataset.test, device)
+        predictions = predict(network, test, Normalisation(info.mean, info.std, device))
+    return Assessment(uri, predictions.accuracy, predictions.correct, len(predictions.labels))
+
+
+def _recorded_source(store: Store, sha256: str) -> str:
+    """Return where the run in `store` had its data from.
+
+    A path of this machine is believed only of a run on this machine, not of whoever may write to a bucket.
+    """
+    fix = "Name it with --data"
+    try:
+        data = documents.fetch(store, layout.REPORT, stored_run.MAX_BYTES).data
+    except AbsentError as error:
+        if sha256 == CIFAR100[0].sha256:
+            return CIFAR100[0].uri
+        raise ConfigurationError(f"{store.uri} has no report that names its data", fix) from error
+    source = str(stored_run.parse_report(data, f"{store.uri}/{layout.REPORT}")["data"]["source"])
+    if source != DEMO_DATA and local_path(source) is not None and local_path(store.uri) is None:
+        raise ConfigurationError(f"the run's data is {source!r} on the machine that trained it", fix)
+    return source

@@ -13,27 +13,26 @@ from torch import nn
 
 from job import events
 from job.data.archive import place
-from job.data.dataset import prepare
+from job.data.dataset import PreparedData, prepare
 from job.machine import compiler, faults
 from job.machine import device as devices
-from job.machine.environment import environment, name_code
+from job.machine.faults import Watchdog
 from job.machine.preemption import Preemption
-from job.machine.watchdog import Watchdog
 from job.network.weights import NetworkInfo
 from job.preflight import start as preflight
-from job.progress import Plan, Progress
+from job.progress import Progress, Startup, Workload
 from job.run import layout
 from job.run.outputs import History, Run
-from job.settings import Placement, Recipe
-from job.store import Store, open_store
-from job.train import graph
+from job.settings import DeviceSettings, Placement, Recipe
+from job.store import open_store
 from job.train.attempt import Attempt
+from job.train.checkpointing import Checkpointing
+from job.train.evaluate import Evaluator
+from job.train.loader import DeviceData
 from job.train.schedule import one_cycle
-from job.train.startup import Startup
-from job.train.summary import conclude
-from job.train.task import Task
+from job.train.step import CudaRecorder, check_graph
+from job.train.summary import conclude, draw_page, published_report
 from job.train.trainer import Trainer
-from job.view import evidence, page
 
 
 def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[str, Any]:
@@ -43,98 +42,104 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     """
     startup = Startup()
     startup.lap("imports")
-    device = devices.choose(placement.device)
+    device = devices.choose(placement.device.device)
     devices.configure(recipe.deterministic)
-    if placement.graph:
-        graph.check(recipe, device)
+    if placement.device.graph:
+        check_graph(recipe, device)
+    cache, retry_seconds = Path(placement.data.cache), placement.attempt.retry_seconds
     if recipe.compile:
-        compiler.prepare(Path(placement.cache), device)
-    store = open_store(placement.run, placement.retry_seconds) if placement.run else None
-    preflight.check(recipe, placement, device, store)
+        compiler.prepare(cache, device)
+    store = open_store(placement.run, retry_seconds) if placement.run else None
+    preflight.check(recipe, placement.run, placement.data, device, store)
     startup.lap("preflight")
     events.phase("data")
-    data = prepare(placement.data, Path(placement.cache), place(placement.store_cache, placement.run))
+    data = prepare(placement.data.data, cache, place(placement.data.store_cache, placement.run))
     precision = devices.resolve_precision(recipe.precision, device)
     recipe = replace(recipe, precision=precision, data_sha256=data.dataset.sha256)
-    task = Task(data, recipe, device)
+    on_device = DeviceData(data, recipe, device)
     startup.lap("data")
 
-    store = store or open_store(f"runs/{recipe.fingerprint}", placement.retry_seconds)
-    run = Run.open(store, recipe, placement.accept_drift)
-    if published := run.report():
-        finished = evidence.parse_report(published, run.uri(layout.REPORT))
-        report_finished(run.uri(layout.REPORT), finished["environment"])
+    store = store or open_store(f"runs/{recipe.fingerprint}", retry_seconds)
+    run = Run.open(store, recipe, placement.attempt.accept_drift)
+    if report := published_report(run):
         draw_page(store)  # it may be missing, or be that of the run before it was finished
-        return finished
+        return report
 
     info = NetworkInfo(
         recipe.depth, recipe.width, data.dataset.classes, data.mean, data.std, recipe.data_sha256
     )
     network = initialise(info, recipe.seed).to(device).to(memory_format=torch.channels_last)
-    with Attempt.claim(run, network, devices.machine(device), placement, preemption) as attempt:
-        recorder = graph.CudaRecorder() if placement.graph else None
-        return complete(attempt, task, network, info, startup, placement.step_timeout, recorder)
+    machine = devices.machine(device)
+    with Attempt.claim(run, network, machine, placement.attempt, cache, preemption) as attempt:
+        if attempt.outputs:
+            return present(attempt, attempt.outputs)
+        return complete(attempt, data, on_device, network, info, placement.device, startup)
 
 
 def complete(
     attempt: Attempt,
-    task: Task,
+    data: PreparedData,
+    on_device: DeviceData,
     network: nn.Sequential,
     info: NetworkInfo,
+    settings: DeviceSettings,
     startup: Startup,
-    step_timeout: float,
-    recorder: graph.Recorder | None,
 ) -> dict[str, Any]:
     """Train from where the run is to its report; return that."""
-    if attempt.outputs:
-        return present(attempt, attempt.outputs)
-    recipe, run, device = attempt.run.recipe, attempt.run, task.device
-    schedule = partial(one_cycle, recipe.cycles, len(task.batches))
-    plan = Plan([cycle.epochs for cycle in recipe.cycles], len(task.batches), recipe.batch_size, schedule)
-    progress = Progress(plan, attempt.checkpoint_age)
-    watchdog = Watchdog(step_timeout, attempt.settle, compiling=recipe.compile)
-    task.after_batch = watchdog.progress
+    recipe, run, batches = attempt.run.recipe, attempt.run, on_device.batches
+    device = batches.device
 
     def after_step() -> None:
-        startup.first_step(device)
+        startup.first_step(partial(devices.synchronise, device))
         watchdog.step()
         progress.advance()
-        attempt.after_step()
+        checkpointing.after_step()
 
-    trainer, history = Trainer(network, task.batches, recipe, after_step, recorder), History()
+    trainer = Trainer(network, batches, recipe, after_step, CudaRecorder() if settings.graph else None)
+    history = History(attempt.state.history if attempt.state else ())
+    checkpointing = Checkpointing(attempt, trainer, history)
+    watchdog = Watchdog(settings.step_timeout, checkpointing.settle, compiling=recipe.compile)
+    evaluator = Evaluator(network, on_device, recipe.precision, after_batch=watchdog.progress)
+    schedule = partial(one_cycle, recipe.cycles, len(batches))
+    workload = Workload([cycle.epochs for cycle in recipe.cycles], len(batches), recipe.batch_size, schedule)
+    progress = Progress(workload, attempt.saver.age)
     if attempt.state:
         trainer.restore(attempt.state)
-        history = History(attempt.state.history)
         progress.begin_at(trainer.epoch, trainer.step, [record.to_json() for record in history.records])
     startup.lap("resume")
 
     events.emit("train", run=run.store.uri, attempt=attempt.generation, device=devices.describe(device))
-    with attempt.kept(trainer, history), faults.explained(memory_fix(recipe)), watchdog, progress:
+    with checkpointing.running(), faults.explained(memory_fix(recipe)), watchdog, progress:
         while trainer.epoch < recipe.epochs:
             with attempt.preemption.deferred(), watchdog.watching():
                 figures = trainer.train_epoch()
             if recipe.evaluates(trainer.epoch + 1):
                 events.phase("evaluate", epoch=trainer.epoch + 1, step=trainer.step)
                 with watchdog.watching():
-                    figures |= task.figures(network)
+                    figures |= evaluator.figures()
             with attempt.preemption.deferred():
                 record = history.add(figures, attempt.generation)
                 trainer.next_epoch()
             progress.epoch(record.to_json())
         if history.records[-1].accuracy is None:  # --accept-drift has made an earlier epoch the last one
             with watchdog.watching():
-                figures = task.figures(network)
+                figures = evaluator.figures()
             with attempt.preemption.deferred():
                 history.evaluate_last(figures)
-        attempt.save()
+        checkpointing.save()
         events.phase("score")
         with watchdog.watching():
-            predictions = task.evaluate(network)
-        results = conclude(
-            run, recipe, task.data, info, network, history, predictions, attempt.lineage(), device
-        )
-        attempt.finish(results)
-        return present(attempt, results)
+            predictions = evaluator.predictions()
+        outputs = conclude(run, data, info, network, history, predictions, attempt.lineage(), device)
+        attempt.finish(outputs, len(batches))
+        return present(attempt, outputs)
+
+
+def present(attempt: Attempt, outputs: dict[str, bytes]) -> dict[str, Any]:
+    """Put a finished run's outputs, and the page drawn of them, where people look; return the report."""
+    attempt.publish(outputs)
+    draw_page(attempt.store)
+    return dict(json.loads(outputs[layout.REPORT]))
 
 
 def memory_fix(recipe: Recipe) -> str:
@@ -143,29 +148,6 @@ def memory_fix(recipe: Recipe) -> str:
         f"Lower --batch-size, now {recipe.batch_size}: that is another recipe, so another --run. "
         "Or use a device with more memory"
     )
-
-
-def present(attempt: Attempt, results: dict[str, bytes]) -> dict[str, Any]:
-    """Put a finished run's outputs, and the page drawn of them, where people look; return the report."""
-    attempt.publish(results)
-    draw_page(attempt.store)
-    return dict(json.loads(results[layout.REPORT]))
-
-
-def report_finished(uri: str, made_by: dict[str, Any]) -> None:
-    """Log which code made a finished run and which is here; `made_by` is the report's environment section."""
-    here = environment()
-    events.emit("finished", report=uri, made_by=name_code(made_by), here=name_code(here))
-    if made_by.get("code", here["code"]) != here["code"]:
-        events.warn("code_changed", fix="Train it with this code in its own --run, if that matters")
-
-
-def draw_page(store: Store) -> None:
-    """Put the page of a finished run next to its report; a failure is logged, since the result is durable."""
-    try:
-        events.emit("page", uri=page.publish(store))
-    except Exception as error:
-        events.warn("page_failed", reason=str(error), fix=f"Draw it with: micronet report {store.uri}")
 
 
 def initialise(info: NetworkInfo, seed: int) -> nn.Sequential:

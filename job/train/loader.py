@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,9 +11,20 @@ import torch
 from torch import Tensor
 
 from job.data.cifar import Split
+from job.data.dataset import PreparedData
+from job.errors import ConfigurationError
 from job.settings import Recipe
-from job.train import augment, mixup, rng
-from job.train.mixup import Mix
+from job.train import augment
+from job.train.augment import Mix
+
+ONCE = -1
+"""The epoch number under which a run draws what it draws once."""
+
+
+def random_generator(device: torch.device, seed: int, epoch: int) -> torch.Generator:
+    """Return the generator of an epoch or, with `ONCE`, of the run on `device`: no random state is stored."""
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Images:
 
     def split(self, count: int, seed: int) -> tuple[Images, Images]:
         """Return (the others, `count` images drawn once for `seed`)."""
-        generator = rng.generator(torch.device("cpu"), seed, rng.RUN)
+        generator = random_generator(torch.device("cpu"), seed, ONCE)
         order = torch.randperm(len(self), generator=generator).to(self.labels.device)
         return self[order[count:].sort().values], self[order[:count].sort().values]
 
@@ -96,14 +108,14 @@ class TrainingBatches:
         """Draw the epoch at once: a step then only applies its part, in half as many operators."""
         recipe, shape = self.recipe, (len(self), self.recipe.batch_size)
         count = shape[0] * shape[1]
-        generator = rng.generator(self.device, recipe.seed, self.epoch)
+        generator = random_generator(self.device, recipe.seed, self.epoch)
         order = torch.randperm(len(self.images), generator=generator, device=self.device)[:count]
         choices = augment.draw(count, recipe.crop_padding, generator)
         transforms = augment.prepare(choices, self.images.pixels.shape[-1])
         return Plan(
             order.view(shape),
             augment.Transforms(*(each.view(*shape, *each.shape[1:]) for each in transforms)),
-            mixup.draw(*shape, recipe.mixup_alpha, generator) if recipe.mixup_alpha else None,
+            augment.draw_mix(*shape, recipe.mixup_alpha, generator) if recipe.mixup_alpha else None,
         )
 
     def batch(self, plan: Plan, step: int) -> tuple[Tensor, Tensor]:
@@ -114,5 +126,24 @@ class TrainingBatches:
         images = self.normalise(images)
         targets = self.one_hot.index_select(0, self.images.labels.index_select(0, index))
         if plan.mix:
-            return mixup.mix(images, targets, Mix(plan.mix.share[step], plan.mix.partner[step]))
+            return augment.mix(images, targets, Mix(plan.mix.share[step], plan.mix.partner[step]))
         return images, targets
+
+
+class DeviceData:
+    """A data set as one recipe uses it, on the device: training batches, hold-out and test images.
+
+    Raises ConfigurationError where the hold-out or the batch is larger than the data.
+    """
+
+    def __init__(self, data: PreparedData, recipe: Recipe, device: torch.device) -> None:
+        dataset = data.dataset
+        training, self.holdout = Images.of(dataset.train, device).split(recipe.holdout, recipe.seed)
+        if len(training) < recipe.batch_size:
+            raise ConfigurationError(
+                f"{len(training)} training images are less than one batch of {recipe.batch_size}",
+                "Lower --batch-size or --holdout",
+            )
+        self.test = Images.of(dataset.test, device)
+        self.normalise = Normalisation(data.mean, data.std, device)
+        self.batches = TrainingBatches(training, len(dataset.classes), self.normalise, recipe)

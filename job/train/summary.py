@@ -1,4 +1,4 @@
-"""The outputs of a finished run: weights, predictions, history, and the report that speaks of them."""
+"""The outputs of a finished run: weights, predictions, history, the report on them, and the page."""
 
 from __future__ import annotations
 
@@ -12,42 +12,47 @@ from torch import nn
 
 from job import events
 from job.data.dataset import PreparedData
+from job.errors import DataError
 from job.machine import device as devices
-from job.machine.environment import environment
+from job.machine.environment import environment, name_code
 from job.network import weights
 from job.network.weights import NetworkInfo
 from job.run import layout
+from job.run.lineage import Lineage
+from job.run.manifests import Checkpoint
 from job.run.outputs import History, Run
 from job.run.records import Epoch
 from job.score import report as reports
 from job.score.rules import score
-from job.settings import Recipe
+from job.store import Store
 from job.train import preview
 from job.train.evaluate import Predictions
+from job.view import page, stored_run
+
+NEEDED = set(layout.OUTPUTS) - {layout.SAMPLES}
 
 
 def conclude(
     run: Run,
-    recipe: Recipe,
     data: PreparedData,
     info: NetworkInfo,
     network: nn.Module,
     history: History,
     predictions: Predictions,
-    lineage: dict[str, Any],
+    lineage: Lineage,
     device: torch.device,
 ) -> dict[str, bytes]:
     """Return the output files by name; the report (schema `micronet.score-report/1`) is among them."""
-    dataset = data.dataset
+    recipe, dataset = run.recipe, data.dataset
     files = {
         layout.WEIGHTS: weights.save(network, info),
-        layout.PREDICTIONS: predictions.encode(dataset.classes, dataset.superclasses),
+        layout.PREDICTIONS: predictions.encode(dataset.classes, dataset.superclasses, dataset.test.images),
         layout.HISTORY: history.encode(),
         layout.SAMPLES: preview.sheet(dataset.train, len(dataset.classes), recipe),
     }
     shape = dataset.train.images.shape[1:]
     images = (len(dataset.train) - recipe.holdout) // recipe.batch_size * recipe.batch_size
-    times = durations(history.records, images, lineage["attempts"][0]["started"])
+    times = durations(history.records, images, lineage.turns[0].worker.started)
     report = {
         "schema": reports.SCHEMA,
         "run": {"id": run.identity, "uri": run.store.uri},
@@ -77,7 +82,7 @@ def conclude(
         },
         "weights": run.describe(layout.WEIGHTS, files[layout.WEIGHTS]),
         "predictions": run.describe(layout.PREDICTIONS, files[layout.PREDICTIONS]),
-        "lineage": lineage,
+        "lineage": lineage.to_json(),
         "environment": environment(),
     }
     return files | {layout.REPORT: reports.encode(report)}
@@ -104,3 +109,34 @@ def durations(records: Sequence[Epoch], images: int, started: str | None) -> dic
     else:
         events.warn("figure_left_out", figure="wall_seconds", first_attempt_started=started)
     return times
+
+
+def finished_outputs(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Return the outputs that a finished run's checkpoint holds; DataError where it holds something else."""
+    key, objects = checkpoint.manifest.key, checkpoint.objects
+    missing, more = NEEDED - objects.keys(), objects.keys() - set(layout.OUTPUTS)
+    if missing or more:
+        raise DataError(f"{key} is of a finished run and has not its outputs, {', '.join(layout.OUTPUTS)}")
+    stored_run.parse_report(objects[layout.REPORT], f"the report of {key}")
+    return objects
+
+
+def published_report(run: Run) -> dict[str, Any] | None:
+    """Return a finished run's report, else None; log which code made it and which is here."""
+    published = run.report()
+    if published is None:
+        return None
+    report = stored_run.parse_report(published, run.uri(layout.REPORT))
+    made_by, here = report["environment"], environment()
+    events.emit("finished", report=run.uri(layout.REPORT), made_by=name_code(made_by), here=name_code(here))
+    if made_by.get("code", here["code"]) != here["code"]:
+        events.warn("code_changed", fix="Train it with this code in its own --run, if that matters")
+    return report
+
+
+def draw_page(store: Store) -> None:
+    """Put the page of a finished run next to its report; a failure is logged, since the result is durable."""
+    try:
+        events.emit("page", uri=page.publish(store))
+    except Exception as error:
+        events.warn("page_failed", reason=str(error), fix=f"Draw it with: micronet report {store.uri}")

@@ -17,10 +17,9 @@ from job.errors import ConfigurationError
 from job.run.records import Epoch
 from job.run.state import TrainingState, copy_off, optimizer_state, restore_optimizer
 from job.settings import Recipe
-from job.train.graph import RecordedGradients, Recorder
 from job.train.loader import TrainingBatches
 from job.train.schedule import one_cycle
-from job.train.step import Gradients, Precision, loss_scaler
+from job.train.step import Gradients, GraphRecorder, Precision, RecordedGradients, loss_scaler
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fastai 2.8.12 uses the deprecated torch.jit.script
@@ -77,7 +76,7 @@ class Trainer:
         batches: TrainingBatches,
         recipe: Recipe,
         after_step: Callable[[], None],
-        recorder: Recorder | None = None,
+        recorder: GraphRecorder | None = None,
     ) -> None:
         self.network, self.batches, self.recipe, self.after_step = network, batches, recipe, after_step
         self.epoch = self.step = 0

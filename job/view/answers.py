@@ -1,9 +1,10 @@
-"""What the network answered to each test image: its worst classes, and confusion by superclass."""
+"""What the network answered to each test image: worst classes, confusion by superclass, worst mistakes."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 import zipfile
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ MAX_UNPACKED = 2**26  # bytes; ten thousand images with five answers each take 0
 MAX_CLASSES = 10_000
 MAX_SUPERCLASSES = 100  # that a picture can show
 MAX_NAME = 60  # characters shown
+MAX_MISTAKES, MAX_SIDE = 100, 64  # images that a page shows, and their pixels across
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,29 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """A misclassified test image, as a PNG, with the name of its class and of the predicted one."""
+
+    index: int  # in the test set, from 0
+    name: str
+    taken_for: str
+    png: bytes
+
+
+@dataclass(frozen=True)
 class Answers:
-    """Labels and answers of N images; `classes` and `superclasses` (of each class) are () where unknown."""
+    """Labels and answers of N images; `classes` and `superclasses` (of each class) are () where unknown.
+
+    `mistakes` are indices of misclassified images, the largest loss first, and `images` their pixels; None
+    where an older version wrote the file.
+    """
 
     label: NDArray[np.int64]  # [N]
     prediction: NDArray[np.int64]  # [N]
     classes: tuple[str, ...]
     superclasses: tuple[str, ...]
+    mistakes: NDArray[np.int64] | None = None  # [M]
+    images: NDArray[np.uint8] | None = None  # [M, 3, H, W]
 
     @classmethod
     def decode(cls, data: bytes, sha256: str | None = None) -> Answers:
@@ -57,10 +75,11 @@ class Answers:
                     raise ValueError(f"it unpacks to more than {MAX_UNPACKED} bytes")
                 label, prediction = _array(packed, "label"), _array(packed, "prediction")
                 classes, superclasses = (_names(packed, name) for name in ("classes", "superclasses"))
-            _check(label, prediction, classes, superclasses)
+                found = cls(label, prediction, classes, superclasses, *_mistakes(packed))
+            _check(found)
         except Exception as error:  # what damage makes zipfile and numpy raise has no end
             raise ValueError(str(error)[:200]) from error
-        return cls(label, prediction, classes, superclasses)
+        return found
 
     def results(self) -> list[ClassResult]:
         """Return every class that the test set has, the worst first."""
@@ -96,6 +115,20 @@ class Answers:
         of_class = np.array([names.index(name) for name in self.superclasses])
         counts = _matrix(of_class[self.label], of_class[self.prediction], len(names))
         return Confusion(names, counts)
+
+    def worst_mistakes(self) -> list[Mistake] | None:
+        """Return the misclassified images that the file holds, the largest loss first; None without any."""
+        if self.mistakes is None or self.images is None:
+            return None
+        return [
+            Mistake(
+                index,
+                self._name(int(self.label[index])),
+                self._name(int(self.prediction[index])),
+                _png(pixels),
+            )
+            for index, pixels in zip(self.mistakes.tolist(), self.images, strict=True)
+        ]
 
     def _name(self, index: int) -> str:
         return self.classes[index] if self.classes else f"class {index}"
@@ -148,16 +181,27 @@ def _matrix(rows: NDArray[np.int64], columns: NDArray[np.int64], size: int) -> N
     return np.bincount(rows * size + columns, minlength=size * size).reshape(size, size)
 
 
-def _array(packed: zipfile.ZipFile, name: str) -> NDArray[Any]:
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return [3, H, W] as a PNG."""
+    from PIL import Image  # 0.05 s, which the status does without
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _array(packed: zipfile.ZipFile, name: str, dimensions: int = 1) -> NDArray[Any]:
     """Return an array of the file, of the size that its header states."""
     file = io.BytesIO(packed.read(f"{name}.npy"))
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError(f"its {name} is of an unknown version")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     stored = file.read()
-    if dtype.hasobject or len(shape) != 1 or shape[0] * dtype.itemsize != len(stored):
+    if dtype.hasobject or len(shape) != dimensions or math.prod(shape) * dtype.itemsize != len(stored):
         raise ValueError(f"its {name} is not of the size that it states")
-    return np.frombuffer(stored, dtype, shape[0])
+    if min(shape) < 0:
+        raise ValueError(f"its {name} has a negative size")
+    return np.frombuffer(stored, dtype).reshape(shape)
 
 
 def _names(packed: zipfile.ZipFile, name: str) -> tuple[str, ...]:
@@ -172,12 +216,14 @@ def _names(packed: zipfile.ZipFile, name: str) -> tuple[str, ...]:
     return texts
 
 
-def _check(
-    label: NDArray[np.int64],
-    prediction: NDArray[np.int64],
-    classes: tuple[str, ...],
-    superclasses: tuple[str, ...],
-) -> None:
+def _mistakes(packed: zipfile.ZipFile) -> tuple[NDArray[Any], NDArray[Any]] | tuple[()]:
+    if "mistakes.npy" not in packed.namelist():
+        return ()
+    return _array(packed, "mistakes"), _array(packed, "mistake_images", dimensions=4)
+
+
+def _check(found: Answers) -> None:
+    label, prediction, classes = found.label, found.prediction, found.classes
     if label.dtype != np.int64 or prediction.dtype != np.int64 or label.ndim != 1 or not len(label):
         raise ValueError("it holds no labels")
     if label.shape != prediction.shape:
@@ -185,8 +231,24 @@ def _check(
     answers = np.concatenate((label, prediction))
     if answers.min() < 0 or answers.max() >= (len(classes) or MAX_CLASSES):
         raise ValueError("a label is out of bounds")
-    if superclasses and len(superclasses) != len(classes):
+    if found.superclasses and len(found.superclasses) != len(classes):
         raise ValueError("not every class has a superclass")
+    if found.mistakes is not None and found.images is not None:
+        _check_mistakes(found, found.mistakes, found.images)
+
+
+def _check_mistakes(found: Answers, mistakes: NDArray[Any], images: NDArray[Any]) -> None:
+    count, channels, *sides = images.shape
+    if images.dtype != np.uint8 or channels != 3 or not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
+        raise ValueError("its mistake_images are no images")
+    if count > MAX_MISTAKES:
+        raise ValueError(f"it has more than {MAX_MISTAKES} mistakes")
+    if mistakes.dtype != np.int64 or len(mistakes) != len(images):
+        raise ValueError("not every mistake has an image")
+    if len(mistakes) and not 0 <= mistakes.min() <= mistakes.max() < len(found.label):
+        raise ValueError("a mistake is out of bounds")
+    if (found.label[mistakes] == found.prediction[mistakes]).any():
+        raise ValueError("a mistake is a correct answer")
 
 
 def _alt(names: tuple[str, ...], errors: list[tuple[float, int, int]]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from job.view.evidence import Evidence
+from job.view.stored_run import StoredRun
 
 OF_ONE_RUN = ("seed", "identity")
 """Fields of recipe.json in which two runs of one recipe may differ."""
@@ -46,7 +46,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 class Group:
     """Finished runs of one recipe; `differs` is what their recipe has that another group's has not."""
 
-    runs: list[Evidence]
+    runs: list[StoredRun]
     differs: dict[str, Any]
     accuracy: Estimate
     best: Estimate
@@ -58,17 +58,17 @@ class Group:
         return [run.recipe.get("seed") for run in self.runs]
 
 
-def distinct(runs: Sequence[Evidence]) -> list[Evidence]:
+def distinct(runs: Sequence[StoredRun]) -> list[StoredRun]:
     """Return `runs` without those that are another one again: the same folder, or a copy with its weights."""
-    kept: dict[str, Evidence] = {}
+    kept: dict[str, StoredRun] = {}
     for run in runs:
         kept.setdefault(run.report["weights"]["sha256"] if run.report else run.uri, run)
     return list(kept.values())
 
 
-def groups(runs: Sequence[Evidence]) -> list[Group]:
+def groups(runs: Sequence[StoredRun]) -> list[Group]:
     """Return the groups of the finished ones among `runs`, a run named twice counted once."""
-    members: dict[str, list[Evidence]] = {}
+    members: dict[str, list[StoredRun]] = {}
     for run in distinct(runs):
         if run.report:
             members.setdefault(_without_seed(run), []).append(run)
@@ -85,19 +85,19 @@ def groups(runs: Sequence[Evidence]) -> list[Group]:
     ]
 
 
-def are_seeds(runs: Sequence[Evidence]) -> bool:
+def are_seeds(runs: Sequence[StoredRun]) -> bool:
     """Return whether `runs` are several of one recipe, so that their mean means something."""
     return len(distinct(runs)) > 1 and len({_without_seed(run) for run in runs}) == 1
 
 
-def recipe_differences(runs: Sequence[Evidence]) -> dict[str, list[Any]]:
+def recipe_differences(runs: Sequence[StoredRun]) -> dict[str, list[Any]]:
     """Return the value of each run for every field of the recipe in which they differ."""
     fields = dict.fromkeys(name for run in runs for name in run.recipe if name != "identity")
     values = {name: [run.recipe.get(name) for run in runs] for name in fields}
     return {name: of_runs for name, of_runs in values.items() if any(one != of_runs[0] for one in of_runs)}
 
 
-def labels(runs: Sequence[Evidence]) -> list[str]:
+def labels(runs: Sequence[StoredRun]) -> list[str]:
     """Return what to call each run: its folder's name with what its recipe has that another's has not.
 
     Of more than three differences the number is given. No two labels are equal.
@@ -115,7 +115,7 @@ def labels(runs: Sequence[Evidence]) -> list[str]:
     return found
 
 
-def _without_seed(run: Evidence) -> str:
+def _without_seed(run: StoredRun) -> str:
     rest = {name: value for name, value in run.recipe.items() if name not in OF_ONE_RUN}
     return json.dumps(rest, sort_keys=True)
 
@@ -126,5 +126,5 @@ def _differences(recipe: dict[str, Any], recipes: list[dict[str, Any]]) -> dict[
     }
 
 
-def _estimate(group: Sequence[Evidence], of: Any) -> Estimate:
+def _estimate(group: Sequence[StoredRun], of: Any) -> Estimate:
     return estimate([of(run.report) for run in group])

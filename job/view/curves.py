@@ -8,16 +8,16 @@ from typing import Any
 
 from job.run.records import Epoch
 from job.score.report import THRESHOLD
+from job.text import percent, power_of_ten
 from job.view.comparison import ENOUGH, are_seeds, distinct, labels
-from job.view.evidence import Evidence
 from job.view.plots import Plot, Series, line_chart
-from job.words import percent, power_of_ten
+from job.view.stored_run import StoredRun
 
 STYLES = 8
 """Colours that can be distinguished; a ninth run reuses the first one's."""
 
 
-def charts(runs: Sequence[Evidence]) -> list[Plot]:
+def charts(runs: Sequence[StoredRun]) -> list[Plot]:
     """Return accuracy, loss, throughput, learning rate and momentum over the epochs; none without epochs."""
     runs = [run for run in runs if run.evaluated]
     if not runs:
@@ -39,7 +39,7 @@ def charts(runs: Sequence[Evidence]) -> list[Plot]:
             accuracies,
             column="accuracy",
             label=lambda share: f"{100 * share:.0f} %",
-            threshold=(THRESHOLD, "80 %"),
+            threshold=(THRESHOLD, "80 %") if all(run.on_cifar100 for run in runs) else None,
             breaks=breaks,
             interval=[accuracies[index] for index in of_seeds],
         ),
@@ -58,14 +58,14 @@ def charts(runs: Sequence[Evidence]) -> list[Plot]:
 
 
 def _plain(
-    runs: Sequence[Evidence], column: str, title: str, breaks: list[float], unit: str = "", **how: Any
+    runs: Sequence[StoredRun], column: str, title: str, breaks: list[float], unit: str = "", **how: Any
 ) -> Plot:
     series = _series(runs, column, title.lower())
     story = _range(title, series, unit)
     return line_chart(title, story, series, column=column, unit=unit, breaks=breaks, **how)
 
 
-def _series(runs: Sequence[Evidence], column: str, name: str, style: int = 0) -> list[Series]:
+def _series(runs: Sequence[StoredRun], column: str, name: str, style: int = 0) -> list[Series]:
     return [
         Series(
             name=name if len(runs) == 1 else label,
@@ -88,8 +88,9 @@ def _story(
     """Return what the curves show: beginning, end and best of one, or the ends of several."""
     if len(series) > 1:
         ends = [one.y[-1] for one in series]
-        spread = f"{label(min(ends))} to {label(max(ends))}"
-        return f"{what.capitalize()} of {len(series)} runs, which end from {spread}."
+        return (
+            f"{what.capitalize()} of {len(series)} runs: {label(min(ends))} to {label(max(ends))} at the end."
+        )
     one = series[0]
     top, last = best(one.y), f"{label(one.y[-1])} in epoch {one.x[-1]}"
     return (
@@ -101,4 +102,7 @@ def _story(
 def _range(title: str, series: Sequence[Series], unit: str) -> str:
     values = [value for one in series for value in one.y]
     unit = f" {unit}" if unit else ""
-    return f"{title} from {min(values):,.4g} to {max(values):,.4g}{unit}, {series[0].y[-1]:,.4g} at last."
+    spread = f"from {min(values):,.4g} to {max(values):,.4g}{unit}"
+    if len(series) > 1:
+        return f"{title} of {len(series)} runs, {spread}."
+    return f"{title} {spread}, {series[0].y[-1]:,.4g} at the end."

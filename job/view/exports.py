@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from job.errors import ConfigurationError
 from job.view.comparison import labels
-from job.view.evidence import Evidence
+from job.view.stored_run import StoredRun
 
 COLUMNS = ("epoch", "train_loss", "test_loss", "accuracy", "holdout_accuracy", "lr", "momentum",
            "images_per_second", "attempt")  # fmt: skip
@@ -31,7 +31,7 @@ EVENT_FILE = "events.out.tfevents.0.micronet"
 """One name whenever it is written, so that a later export takes an earlier one's place."""
 
 
-def csv(runs: Sequence[Evidence]) -> bytes:
+def csv(runs: Sequence[StoredRun]) -> bytes:
     """Return a line an epoch, the run's label and hash first; what was not measured in an epoch is empty."""
     text = io.StringIO()
     writer = comma.writer(text, lineterminator="\n")
@@ -43,7 +43,7 @@ def csv(runs: Sequence[Evidence]) -> bytes:
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def tensorboard(runs: Sequence[Evidence]) -> dict[str, bytes]:
+def tensorboard(runs: Sequence[StoredRun]) -> dict[str, bytes]:
     """Return an event file for each run by its path, a folder for each.
 
     Raises ConfigurationError where the `tensorboard` package is not installed.
@@ -60,7 +60,7 @@ def _no_formula(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def _events(run: Evidence) -> bytes:
+def _events(run: StoredRun) -> bytes:
     """Return TensorBoard's records; their wall time is 0, since the history knows no clock."""
     try:
         from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]

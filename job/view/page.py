@@ -10,24 +10,23 @@ import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-from job import words
-from job.data.cifar import CIFAR100_SHA256
 from job.run import layout
+from job.settings import PRECISIONS
 from job.store.base import Store
-from job.view import curves, leaderboard
-from job.view.answers import ClassResult, Heat, heat
-from job.view.attempts import downtimes
+from job.text import duration, ordinal, percent
+from job.view import curves, standing
+from job.view.answers import ClassResult, Heat, Mistake, heat
 from job.view.comparison import Group, groups, labels, recipe_differences
-from job.view.evidence import Evidence, read
-from job.view.layers import Share, shares
-from job.view.leaderboard import Standings, standings
-from job.view.timeline import Timeline, timeline
+from job.view.plots import Timeline, timeline
+from job.view.standing import BlockShare, Standings, shares, standings
+from job.view.stored_run import StoredRun, downtimes, read
 
 WORST = 12  # classes shown
 
@@ -41,8 +40,8 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("accuracy", "Accuracy", words.percent),
-    Column("holdout_accuracy", "Hold-out", words.percent),
+    Column("accuracy", "Accuracy", percent),
+    Column("holdout_accuracy", "Hold-out", percent),
     Column("test_loss", "Test loss", "{:.4f}".format),
     Column("train_loss", "Training loss", "{:.4f}".format),
     Column("images_per_second", "images/s", "{:,.0f}".format),
@@ -57,18 +56,18 @@ class RunView:
 
     number: int  # from 1, in the order they were named
     label: str
-    run: Evidence
+    run: StoredRun
     timeline: Timeline | None
     downtimes: list[float | None]
     worst: list[ClassResult]
     heat: Heat | None
-    shares: list[Share]
-    samples: str | None  # a data: URI
-    on_cifar100: bool  # the data set for which the challenge asks 80 %
+    shares: list[BlockShare]
+    mistakes: list[Mistake] | None  # None where the run stored no images of them
+    samples: bytes | None  # a PNG
 
     @classmethod
-    def of(cls, number: int, label: str, run: Evidence, alone: bool) -> RunView:
-        """Draw a run; what would make a page of many too heavy (samples, layers) only where it is `alone`."""
+    def of(cls, number: int, label: str, run: StoredRun, alone: bool) -> RunView:
+        """Draw a run; what would make a page of many too heavy (images, layers) only where it is `alone`."""
         results = run.answers.results() if run.answers else []
         confusion = run.answers.confusion() if run.answers else None
         return cls(
@@ -80,8 +79,8 @@ class RunView:
             worst=results[:WORST],
             heat=heat(confusion) if confusion else None,
             shares=_shares(run) if alone else [],
-            samples=_data_uri(run.samples) if alone and run.samples else None,
-            on_cifar100=run.report is not None and run.report["data"]["sha256"] == CIFAR100_SHA256,
+            mistakes=run.answers.worst_mistakes() if alone and run.answers else None,
+            samples=run.samples if alone else None,
         )
 
 
@@ -91,13 +90,43 @@ def publish(store: Store) -> str:
     return f"{store.uri}/{layout.PAGE}"
 
 
-def encode(runs: Sequence[Evidence]) -> bytes:
+def encode(runs: Sequence[StoredRun]) -> bytes:
     """Return the page of `runs` as a file; what UTF-8 cannot write, as in some paths, is escaped."""
     return render(runs).encode("utf-8", "backslashreplace")
 
 
-def render(runs: Sequence[Evidence]) -> str:
+def render(runs: Sequence[StoredRun]) -> str:
     """Return the page of `runs`, in their order."""
+    style, script = _own("page.css"), _own("page.js")
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            views=[
+                RunView.of(number, label, run, alone=len(runs) == 1)
+                for number, (label, run) in enumerate(zip(labels(runs), runs, strict=True), start=1)
+            ],
+            charts=curves.charts(runs),
+            columns=_columns(runs),
+            epochs=max((len(run.history) for run in runs), default=0),
+            groups=_groups(runs),
+            recipe_rows=_recipe(runs),
+            finished=any(run.report for run in runs),
+            standings=_standings(runs),
+            scores=_scores(runs),
+            low_precisions=_low_precisions(runs),
+            leaderboard=standing,
+            environment_rows=_environment(runs),
+            style=style,
+            script=script,
+            policy=f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+            f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
+        )
+    )
+
+
+@cache
+def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("job.view"),
         autoescape=True,
@@ -105,62 +134,67 @@ def render(runs: Sequence[Evidence]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "duration": words.duration, "ordinal": words.ordinal}
-    style, script = _own("page.css"), _own("page.js")
-    return environment.get_template("page.html").render(
-        views=[
-            RunView.of(number, label, run, alone=len(runs) == 1)
-            for number, (label, run) in enumerate(zip(labels(runs), runs, strict=True), start=1)
-        ],
-        charts=curves.charts(runs),
-        columns=_columns(runs),
-        epochs=max((len(run.history) for run in runs), default=0),
-        groups=_groups(runs),
-        recipe_rows=_recipe(runs),
-        finished=any(run.report for run in runs),
-        standings=_standings(runs),
-        leaderboard=leaderboard,
-        environment_rows=_environment(runs),
-        style=style,
-        script=script,
-        policy=f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
-        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
-    )
+    environment.filters |= {
+        "percent": percent,
+        "duration": duration,
+        "ordinal": ordinal,
+        "data_uri": _data_uri,
+    }
+    return environment
 
 
-def _columns(runs: Sequence[Evidence]) -> list[Column]:
+def _columns(runs: Sequence[StoredRun]) -> list[Column]:
     keys = {key for run in runs for record in run.history for key in record.to_json()}
     return [column for column in COLUMNS if column.key in keys]
 
 
-def _groups(runs: Sequence[Evidence]) -> list[Group]:
+def _groups(runs: Sequence[StoredRun]) -> list[Group]:
     return groups(runs) if len(runs) > 1 else []
 
 
-def _standings(runs: Sequence[Evidence]) -> Standings | None:
+def _standings(runs: Sequence[StoredRun]) -> Standings | None:
     """Place the finished runs on CIFAR-100; the leaderboard says nothing of another data set's."""
-    reports = [(label, run.report) for label, run in zip(labels(runs), runs, strict=True) if run.report]
-    finished = [(label, report) for label, report in reports if report["data"]["sha256"] == CIFAR100_SHA256]
     return standings(
         [
-            (label, report["score"]["leaderboard"]["score"], report["accuracy"]["passed"])
-            for label, report in finished
+            (label, run.report["score"]["leaderboard"]["score"], run.report["accuracy"]["passed"])
+            for label, run in zip(labels(runs), runs, strict=True)
+            if run.report and run.on_cifar100
         ]
     )
 
 
-def _recipe(runs: Sequence[Evidence]) -> list[tuple[str, list[str], bool]]:
+def _scores(runs: Sequence[StoredRun]) -> list[tuple[list[str], dict[str, Any]]]:
+    """Return (labels, rule sets) of the finished runs; those of one score are together."""
+    found: list[tuple[list[str], dict[str, Any]]] = []
+    for label, run in zip(labels(runs), runs, strict=True):
+        if run.report:
+            score = run.report["score"]
+            same = next((names for names, other in found if other == score), None)
+            if same is None:
+                found.append(([label], score))
+            else:
+                same.append(label)
+    return found
+
+
+def _low_precisions(runs: Sequence[StoredRun]) -> list[str]:
+    """Return the precisions but fp32 in which `runs` train and evaluate their epochs."""
+    known = {str(run.recipe.get("precision", "fp32")) for run in runs}
+    return sorted(known & set(PRECISIONS) - {"auto", "fp32"})
+
+
+def _recipe(runs: Sequence[StoredRun]) -> list[tuple[str, list[str], bool]]:
     """Return (field, its value in each run, whether they differ); the differences come first."""
     differences = recipe_differences(runs)
     fields = dict.fromkeys((*differences, *(name for run in runs for name in run.recipe)))
     return [
-        (name, [str(run.recipe.get(name, "not known")) for run in runs], name in differences)
+        (name, [_shown(run.recipe.get(name)) for run in runs], name in differences)
         for name in fields
         if name != "identity"
     ]
 
 
-def _environment(runs: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
+def _environment(runs: Sequence[StoredRun]) -> list[tuple[str, list[str]]]:
     """Return (name, the value in each finished run), for what at least one of them knows."""
     reports = [run.report for run in runs if run.report]
     rows: list[tuple[str, list[Any]]] = [
@@ -173,12 +207,17 @@ def _environment(runs: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
     ]
     names = dict.fromkeys(name for report in reports for name in report["environment"])
     rows += [(name, [report["environment"].get(name) for report in reports]) for name in names]
-    shown = {True: "yes", False: "no", None: "not known"}
     return [
-        (name, [shown[value] if value in (True, False, None) else str(value) for value in values])
+        (name, [_shown(value) for value in values])
         for name, values in rows
         if any(value is not None for value in values)
     ]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not known"
+    return str(value) if not isinstance(value, bool) else "yes" if value else "no"
 
 
 def _own(name: str) -> Markup:
@@ -195,7 +234,7 @@ def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _shares(run: Evidence) -> list[Share]:
+def _shares(run: StoredRun) -> list[BlockShare]:
     """Return the score by layer of a finished run whose number of classes is known."""
     if run.report is None or run.answers is None or not run.answers.classes:
         return []

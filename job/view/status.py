@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from job.errors import DataError
 from job.events import printable
 from job.run import documents, layout, records
 from job.run.claims import latest
 from job.run.documents import Record
-from job.run.heartbeat import EVERY_SECONDS
-from job.run.lineage import REFUSED, last_beat, lineage
+from job.run.lineage import HEARTBEAT_SECONDS, REFUSED, last_beat, lineage
 from job.run.outputs import MAX_REPORT_BYTES
 from job.run.records import Beat, Share
-from job.store.base import Store
-from job.words import duration
+from job.store.base import Store, TransientError
+from job.text import duration
 
-SILENT_SECONDS = 3 * EVERY_SECONDS  # without a heartbeat before an attempt is called silent
+SILENT_SECONDS = 3 * HEARTBEAT_SECONDS  # without a heartbeat before an attempt is called silent
+
+WATCH_SECONDS = 5.0
+RETRY_SECONDS = 5.0  # for a call of the store, so that an outage is told while it lasts
 
 MAX_SHOWN = 500  # characters of a line
 
@@ -106,6 +111,38 @@ def lines(status: Status) -> str:
     if status.seconds_left is not None:
         rows.append(("time left", duration(status.seconds_left)))
     return "\n".join(f"{name:<10}{printable(value)[:MAX_SHOWN]}" for name, value in rows)
+
+
+class Observation(NamedTuple):
+    """What was seen last, None before the store first answered, and why it does not answer now."""
+
+    seen: Status | None
+    outage: str | None
+
+    def text(self) -> str:
+        """Return it for people."""
+        seen = lines(self.seen) if self.seen else ""
+        outage = (
+            f"{'store':<10}cannot be reached, asking again: {printable(self.outage)}" if self.outage else ""
+        )
+        return "\n".join(filter(None, (seen, outage)))
+
+
+def watch(store: Store, every_seconds: float = WATCH_SECONDS) -> Iterator[Observation]:
+    """Yield a look every so many seconds, until one at the finished run.
+
+    A store out of reach is part of what is seen; raises its other errors.
+    """
+    seen: Status | None = None
+    while True:
+        try:
+            seen = read(store)
+            yield Observation(seen, None)
+        except TransientError as error:
+            yield Observation(seen, error.message)
+        if seen is not None and seen.phase == "finished":
+            return
+        time.sleep(every_seconds)
 
 
 class _Accuracy(Record):

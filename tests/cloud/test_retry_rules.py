@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from job import exit_codes
+from job import errors
 from tests.cloud import schedulers
 from tests.cloud.documents import aws_template, google_job, kubernetes_job, rendered
 
@@ -25,7 +25,7 @@ def aws_rules() -> dict[str, Any]:
 
 
 def test_every_code_of_the_table_is_covered() -> None:
-    assert set(DESIGNED) == {row.code for row in exit_codes.TABLE + exit_codes.BY_SIGNAL}
+    assert set(DESIGNED) == {row.code for row in errors.TABLE + errors.BY_SIGNAL}
 
 
 @pytest.mark.parametrize("code", DESIGNED)

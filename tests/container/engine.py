@@ -21,7 +21,7 @@ HARDENED = (
 )
 """Options of a container with no privilege and a user without a name, that may write to /tmp and mounts."""
 
-BUILD_SECONDS, RUN_SECONDS = 840, 600
+BUILD_SECONDS, RUN_SECONDS = 1500, 600
 LIMIT = 8192  # processes, and open files
 
 SETTINGS = """\

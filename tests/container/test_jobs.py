@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from job.checks.compare import Result, differences
+from job.checks.laboratory import Result, differences
 from job.run.claims import latest
 from job.store import Store, open_store
 from tests.container.engine import HARDENED, Container, Engine
@@ -15,7 +15,7 @@ from tests.container.image import Image
 from tests.metadata import nowhere
 from tests.servers import SeaweedFS
 
-pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.container, pytest.mark.timeout(1800)]
 
 SMALL = ("train", "--demo", "--depth=10", "--cycles=2@2e-2", "--checkpoint-every=2s")
 JOB = (*HARDENED, "--env=OMP_NUM_THREADS=1")  # where cores are shared, two threads mostly wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,18 @@ from job.errors import ConfigurationError
 from job.machine.compiler import missing, prepare
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-TRITON = "import sys, torch; from job.machine.compiler import missing; print(missing(torch.device('cuda')))"
+ON_CUDA = """
+import json, os, sys, torch
+from triton.backends.nvidia import driver
+from job.machine.compiler import missing
+for variables in json.loads(sys.argv[1]):
+    before = dict(os.environ)
+    os.environ.update(variables)
+    driver.libcuda_dirs.cache_clear()
+    print(json.dumps(missing(torch.device("cuda"))))
+    os.environ.clear()
+    os.environ.update(before)
+"""
 
 
 @pytest.fixture
@@ -30,12 +42,12 @@ def libcuda(tmp_path: Path) -> Path:
     return folder
 
 
-def on_cuda(**variables: str) -> str:
-    """Return what a new process lacks: triton keeps what it has found."""
-    environment = {**os.environ, **variables}
-    done = subprocess.run([sys.executable, "-c", TRITON], env=environment, capture_output=True, text=True)
+def missing_on_cuda(*environments: dict[str, str]) -> list[list[str]]:
+    """Return what a process with CUDA would lack in each environment; triton itself caches the driver."""
+    command = [sys.executable, "-c", ON_CUDA, json.dumps(environments)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def without(*headers: str) -> Callable[[Path], str]:
@@ -94,13 +106,18 @@ def test_a_compiler_of_several_words_is_run_as_inductor_runs_it(monkeypatch: pyt
 
 
 def test_a_gpu_needs_triton_a_c_compiler_and_the_drivers_library(libcuda: Path, tmp_path: Path) -> None:
-    assert on_cuda(TRITON_LIBCUDA_PATH=str(libcuda)) == "[]"
-    assert on_cuda(LD_LIBRARY_PATH=str(libcuda)) == "[]"
+    compiler = without("Python.h")(tmp_path)
+    named, on_path, nowhere, no_header = missing_on_cuda(
+        {"TRITON_LIBCUDA_PATH": str(libcuda)},
+        {"LD_LIBRARY_PATH": str(libcuda)},
+        {},
+        {"CC": compiler, "TRITON_LIBCUDA_PATH": str(libcuda)},
+    )
+    assert named == on_path == []
     if not torch.cuda.is_available():
-        assert "triton does not find libcuda.so.1" in on_cuda()
-    lacking = on_cuda(CC=without("Python.h")(tmp_path), TRITON_LIBCUDA_PATH=str(libcuda))
+        assert "triton does not find libcuda.so.1" in nowhere[0]
+    (lacking,) = no_header
     assert "fatal error: Python.h" in lacking
-    assert "libcuda" not in lacking
 
 
 def test_triton_that_is_not_installed_is_named(libcuda: Path, monkeypatch: pytest.MonkeyPatch) -> None:

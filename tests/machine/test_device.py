@@ -13,7 +13,7 @@ from job.machine.device import pick, require_ieee
 from job.run.lineage import drift
 from job.run.records import Worker
 
-FAULTS = """
+CONFIGURED = """
 import resource
 import torch
 from job.machine import device
@@ -24,34 +24,31 @@ def steps():
         torch.ones(10_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-device.configure(deterministic=True)
-steps()  # the heap finds its shape: the first five at most grow it
-print(steps())
-"""
-
-
-def test_a_step_uses_the_memory_that_the_one_before_freed() -> None:
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    pages_of_one = 10_000_000 * 4 / 4096
-    assert int(done.stdout) < pages_of_one  # given back to the system, each of the 20 has its own cleared
-
-
-FLAGS = """
-import torch
-from job.machine import device
-
 backends = torch.backends
 backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = True
 device.configure(deterministic=True)
 print(backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)
 print(backends.fp32_precision, backends.cuda.matmul.fp32_precision)
 print(backends.cudnn.conv.fp32_precision, backends.cudnn.rnn.fp32_precision)
+steps()  # the heap finds its shape: the first five at most grow it
+print(steps())
 """
 
 
-def test_tf32_is_off_by_the_old_flags_and_the_new_ones() -> None:
-    done = subprocess.run([sys.executable, "-c", FLAGS], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["False False", "ieee ieee", "ieee ieee"]
+@pytest.fixture(scope="module")
+def configured() -> list[str]:
+    """What a new process prints that is configured."""
+    command = [sys.executable, "-c", CONFIGURED]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_a_step_uses_the_memory_that_the_one_before_freed(configured: list[str]) -> None:
+    pages_of_one = 10_000_000 * 4 / 4096
+    assert int(configured[3]) < pages_of_one  # returned to the system, each of the 20 has its own cleared
+
+
+def test_tf32_is_off_by_the_old_flags_and_the_new_ones(configured: list[str]) -> None:
+    assert configured[:3] == ["False False", "ieee ieee", "ieee ieee"]
 
 
 def test_a_flag_that_does_not_hold_is_named() -> None:

@@ -1,7 +1,11 @@
-"""Why there is no GPU, from what can be seen."""
+"""Why there is no GPU, from what can be seen; a GPU's health, from a library of NVML's name made here."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +13,9 @@ import pytest
 import torch
 
 from job.machine import driver
-from job.machine.driver import Evidence, evidence, why_no_gpu
+from job.machine.driver import DriverState, inspect, why_no_gpu
 
-NOTHING = Evidence(
+NOTHING = DriverState(
     (13, 0),
     driver=None,
     driver_cuda=None,
@@ -70,8 +74,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("seen", "exit_code", "words", "others"), CASES)
-def test_the_cause_is_told_from_the_evidence(
-    seen: Evidence, exit_code: int, words: list[str], others: list[str]
+def test_the_cause_is_found_from_what_is_seen(
+    seen: DriverState, exit_code: int, words: list[str], others: list[str]
 ) -> None:
     error = why_no_gpu(seen)
     assert error.exit_code == exit_code
@@ -82,7 +86,7 @@ def test_the_cause_is_told_from_the_evidence(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_what_is_seen_here_is_no_gpu() -> None:
-    seen = evidence()
+    seen = inspect()
     assert seen.built_for is None or seen.built_for >= (12, 0)
     assert seen.error
 
@@ -108,3 +112,81 @@ def test_the_driver_is_read_from_its_module(
     assert driver.version() is None
     (tmp_path / "version").write_text(f"{line}\nGCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n")
     assert driver.version() == version
+
+
+NOT_SUPPORTED, NO_PERMISSION, NOT_LOADED, LOST = 3, 4, 9, 15  # of nvmlReturn_t
+BUS, OTHER_BUS = "00000000:3b:00.0", "00000000:00:00.0"
+
+LIBRARY = """
+#include <stdlib.h>
+#include <string.h>
+typedef void *gpu;
+static int one;
+static int answer(const char *variable) { return atoi(getenv(variable)); }
+int nvmlInitWithFlags(unsigned flags) { return answer("INIT"); }
+int nvmlShutdown(void) { return 0; }
+const char *nvmlErrorString(int code) { return "an error"; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, gpu *found) { *found = &one; return 0; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, gpu *found) {
+    *found = &one;
+    return strcmp(bus, "00000000:3b:00.0") ? 6 : 0;
+}
+int nvmlDeviceGetEccMode(gpu from, unsigned *now, unsigned *next) { *now = *next = 1; return answer("ECC"); }
+int nvmlDeviceGetTotalEccErrors(gpu from, int type, int counter, unsigned long long *count) {
+    *count = type == 1 && counter == 0 ? 7 : 99;
+    return answer("ECC");
+}
+int nvmlDeviceGetMigMode(gpu from, unsigned *now, unsigned *next) { *now = *next = 1; return answer("MIG"); }
+"""
+
+QUERY = """
+import json, os, sys
+from job.errors import JobError
+from job.machine import driver
+for bus, codes in json.loads(sys.argv[1]):
+    os.environ.update(codes)
+    try:
+        print(driver.health(bus), driver.all_in_mig_mode())
+    except JobError as error:
+        print(error.exit_code, error)
+"""
+
+HEALTHS = [
+    (BUS, {}, "Health(ecc=True, uncorrected=7, mig=True) True"),
+    # what a kind of GPU does not have, and what a user may not read
+    (BUS, {"ECC": NOT_SUPPORTED}, "Health(ecc=None, uncorrected=None, mig=True) True"),
+    (BUS, {"ECC": NO_PERMISSION}, "Health(ecc=None, uncorrected=None, mig=True) True"),
+    (BUS, {"MIG": NOT_SUPPORTED}, "Health(ecc=True, uncorrected=7, mig=None) False"),
+    (BUS, {"MIG": NO_PERMISSION}, "Health(ecc=True, uncorrected=7, mig=None) False"),
+    (BUS, {"INIT": NOT_LOADED}, "None False"),
+    (OTHER_BUS, {}, "None True"),
+    (BUS, {"ECC": LOST}, "74 the GPU is gone from the bus. Use another machine"),
+]
+
+
+def healths(folder: Path, cases: list[tuple[str, dict[str, int]]]) -> list[str]:
+    """Return what a process reads from the NVML in `folder` that answers with these codes, case by case."""
+    well = dict.fromkeys(("INIT", "ECC", "MIG"), 0)
+    asked = [(bus, {name: str(code) for name, code in (well | codes).items()}) for bus, codes in cases]
+    done = subprocess.run(
+        [sys.executable, "-c", QUERY, json.dumps(asked)],
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_ecc_its_errors_and_mig_are_read_where_nvml_gives_them(tmp_path: Path) -> None:
+    (tmp_path / "nvml.c").write_text(LIBRARY)
+    library = tmp_path / "libnvidia-ml.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "nvml.c"], check=True)
+    found = healths(tmp_path, [(bus, codes) for bus, codes, _ in HEALTHS])
+    assert found == [health for *_, health in HEALTHS]
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is an NVIDIA driver here")
+def test_without_nvmls_library_there_is_no_health(tmp_path: Path) -> None:
+    assert healths(tmp_path, [(BUS, {})]) == ["None False"]

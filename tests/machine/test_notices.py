@@ -7,7 +7,7 @@ from typing import TypeVar
 import pytest
 
 from job import events
-from job.machine import clouds, metadata
+from job.machine import metadata, notices
 from job.machine.notices import NoticePoller
 from tests.metadata import (
     AZURE_VARIABLE,
@@ -44,7 +44,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type[Server]], S
         monkeypatch.setenv(name, f"http://127.0.0.1:{closed}")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    for service in clouds.SERVICES:
+    for service in notices.SERVICES:
         monkeypatch.setattr(service, "interval_seconds", 0.05)
     yield start
     for server in started:
@@ -303,8 +303,8 @@ def test_an_address_shared_by_the_three_is_tried_once(poller, monkeypatch):
     for filler in fillers:
         filler.setblocking(False)
         filler.connect_ex(address)
-    monkeypatch.setattr(clouds, "PROBE_SECONDS", 0.4)
-    monkeypatch.setattr(clouds, "LINK_LOCAL", f"http://127.0.0.1:{address[1]}")
+    monkeypatch.setattr(notices, "PROBE_SECONDS", 0.4)
+    monkeypatch.setattr(notices, "LINK_LOCAL", f"http://127.0.0.1:{address[1]}")
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
     for name in (EC2_VARIABLE, GOOGLE_VARIABLE, AZURE_VARIABLE):
         monkeypatch.delenv(name, raising=False)
@@ -342,4 +342,4 @@ def test_redirects_are_not_followed(play):
     server = play(GoogleServer)
     server.nonsense = (302, b"")
     with pytest.raises(metadata.UnreadableError, match="302"):
-        clouds.Google().notice()
+        notices.Google().notice()

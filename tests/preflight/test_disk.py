@@ -13,7 +13,7 @@ from job.data.cifar import CIFAR100_SHA256
 from job.errors import MachineError, PermissionRefusedError
 from job.network.wide_resnet import wide_resnet
 from job.preflight.disk import check_shared_memory, check_space, data_bytes, parameters, run_bytes
-from job.settings import DEMO_DATA, Placement, Recipe
+from job.settings import DEMO_DATA, DataSettings, Recipe
 from tests.disks import tiny_disk
 
 ARCHIVE, UNPACKED = 169_001_437, 185_901_581  # 1.1 times
@@ -49,13 +49,13 @@ def test_a_disk_that_will_be_full_is_named(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk") as disk:
         if shutil.disk_usage(disk).total > 2**20:
             pytest.skip("a disk of its own needs the right to mount")
-        placement = Placement("s3://bucket/run", (), str(disk / "cache"))
+        data = DataSettings((), str(disk / "cache"))
         with pytest.raises(MachineError, match="no space left") as caught:
-            check_space(Recipe(), placement)
+            check_space(Recipe(), "s3://bucket/run", data)
         assert caught.value.exit_code == 74
         assert str(disk) in caught.value.message
         assert " 355 MB will be needed" in caught.value.message  # the archive and what is in it
-        assert check_space(Recipe(), replace(placement, data=(DEMO_DATA,))).status == "ok"
+        assert check_space(Recipe(), "s3://bucket/run", replace(data, data=(DEMO_DATA,))).status == "ok"
 
 
 def test_checkpoints_need_room_where_the_run_is_in_a_folder(tmp_path: Path) -> None:
@@ -63,19 +63,18 @@ def test_checkpoints_need_room_where_the_run_is_in_a_folder(tmp_path: Path) -> N
         if shutil.disk_usage(disk).total > 2**20:
             pytest.skip("a disk of its own needs the right to mount")
         recipe = Recipe(depth=10, width=1)  # 83,700 parameters: 4.7 MB
-        placement = Placement(str(disk / "run"), (DEMO_DATA,), str(tmp_path / "cache"))
+        run, data = str(disk / "run"), DataSettings((DEMO_DATA,), str(tmp_path / "cache"))
         with pytest.raises(MachineError, match=re.escape(f"{disk}:") + ".* 5 MB will be needed"):
-            check_space(recipe, placement)
+            check_space(recipe, run, data)
         there = disk / "run" / "objects" / "1-ab"
         there.mkdir(parents=True)
         with (there / "one").open("wb") as file:
             file.truncate(4_000_000)  # sparse: 0.7 MB are still to come
-        assert check_space(recipe, placement).status == "ok"
+        assert check_space(recipe, run, data).status == "ok"
 
 
 def test_one_disk_holds_all_of_it(tmp_path: Path) -> None:
-    placement = Placement(str(tmp_path / "run"), (), str(tmp_path / "cache"))
-    text = check_space(Recipe(), placement).text
+    text = check_space(Recipe(), str(tmp_path / "run"), DataSettings((), str(tmp_path / "cache"))).text
     assert text.count("will be needed") == 1
     assert f" {round((ARCHIVE + UNPACKED + 9_693_108 * 56) / 1e6)} MB will be needed" in text
     assert not list(tmp_path.iterdir())
@@ -83,7 +82,7 @@ def test_one_disk_holds_all_of_it(tmp_path: Path) -> None:
 
 def test_a_cache_that_may_not_be_written_is_refused(nobody: Path) -> None:
     with pytest.raises(PermissionRefusedError, match="--cache") as caught:
-        check_space(Recipe(), Placement("s3://bucket/run", (), str(nobody / "cache")))
+        check_space(Recipe(), "s3://bucket/run", DataSettings((), str(nobody / "cache")))
     assert caught.value.exit_code == 77
 
 

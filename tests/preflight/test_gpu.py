@@ -7,7 +7,7 @@ import torch
 
 from job.errors import MachineError
 from job.machine import device as devices
-from job.machine.nvml import Health
+from job.machine.driver import Health
 from job.preflight import gpu
 from job.preflight.gpu import bus_address, check_device, check_precision, check_work, describe, runs_on
 

@@ -9,7 +9,7 @@ import torch
 
 from job.errors import ConfigurationError, JobError, MachineError
 from job.preflight.start import check
-from job.settings import DEMO, DEMO_DATA, Placement
+from job.settings import DEMO, DEMO_DATA, DataSettings
 from job.store import open_store
 from tests.servers import FaultProxy
 from tests.store.careless import CarelessS3
@@ -18,12 +18,12 @@ CPU = torch.device("cpu")
 
 
 def begin(run: str, cache: Path, retry_seconds: float = 20) -> None:
-    check(DEMO, Placement(run, (DEMO_DATA,), str(cache)), CPU, open_store(run, retry_seconds))
+    check(DEMO, run, DataSettings((DEMO_DATA,), str(cache)), CPU, open_store(run, retry_seconds))
 
 
 def test_the_store_is_tried_out_once(tmp_path: Path, s3_uri: str, proxy: FaultProxy) -> None:
     store = open_store(s3_uri)
-    check(DEMO, Placement(s3_uri, (DEMO_DATA,), str(tmp_path)), CPU, store)
+    check(DEMO, s3_uri, DataSettings((DEMO_DATA,), str(tmp_path)), CPU, store)
     # addressing 1, sweep 1, checksums 3 (put, get, delete), conditions 4, delete 1
     assert len(proxy.heads) == 10
     store.put_if_absent("recipe.json", b"{}")

@@ -15,8 +15,8 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from job.run.checkpoints import Checkpoints
+from job.run.manifests import Checkpoint
 from job.run.records import Manifest, Worker
-from job.run.restore import Checkpoint
 from job.store import Store
 
 FINGERPRINT = "0123456789ab"

@@ -13,7 +13,7 @@ import pytest
 from job.checks.child import started
 from job.machine.preemption import Preemption
 from job.store import Store, open_store
-from job.view import evidence, page, status
+from job.view import page, status, stored_run
 
 COMMAND = (
     "--depth", "10", "--width", "1", "--cycles", "4@5e-3,2@1e-3", "--batch-size", "16", "--holdout", "16",
@@ -105,7 +105,7 @@ def test_it_is_resumed_to_the_bits_of_the_version_that_left_it(
 def test_its_status_and_page_are_read(store: Store) -> None:
     seen = status.read(store)
     assert (seen.phase, seen.attempts, seen.checkpoint_epoch, seen.checkpoint_step) == ("silent", 4, 3, 11)
-    run = evidence.read(store)
+    run = stored_run.read(store)
     assert [attempt.reason for attempt in run.attempts] == ["preempted", "preempted", "vanished", None]
     assert run.attempts[2].lost_seconds
     assert run.recipe["batch_size"] == 16

@@ -3,8 +3,8 @@ from pathlib import Path
 import torch
 from structlog.testing import capture_logs
 
+from job.run.saver import Unsaved
 from job.run.state import TrainingState
-from job.run.unsaved import Unsaved
 
 RECIPE, MOST = "0123456789ab", 10**6
 A, B = "a" * 16, "b" * 16

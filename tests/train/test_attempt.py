@@ -20,7 +20,7 @@ from job.run.checkpoints import Checkpoints
 from job.run.lineage import lineage
 from job.run.outputs import Run
 from job.run.records import Worker
-from job.settings import Placement, Recipe
+from job.settings import AttemptSettings, Recipe
 from job.store import Store, open_store
 from job.train.attempt import Attempt
 
@@ -55,9 +55,9 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def claim(store: Store, tmp_path: Path) -> Callable[..., AbstractContextManager[Attempt]]:
     def start(recipe: Recipe = RECIPE, on: Any = store, **options: Any) -> AbstractContextManager[Attempt]:
-        placement = Placement(None, (), str(tmp_path / "cache"), **options)
-        run = Run.open(on, recipe, placement.accept_drift)
-        return Attempt.claim(run, NETWORK, MACHINE, placement, Preemption(30))
+        settings = AttemptSettings(**options)
+        run = Run.open(on, recipe, settings.accept_drift)
+        return Attempt.claim(run, NETWORK, MACHINE, settings, tmp_path / "cache", Preemption(30))
 
     return start
 
@@ -168,10 +168,9 @@ def test_a_recipe_that_changed_between_opening_and_claim_is_refused_without_fenc
     run = Run.open(store, RECIPE)
     earlier(store, {layout.STATE: b"x"}, replace(RECIPE, batch_size=32))
     head = store.get(layout.HEAD).data
-    placement = Placement(None, (), str(tmp_path / "cache"))
     with (
         pytest.raises(ConfigurationError, match="batch_size"),
-        Attempt.claim(run, NETWORK, MACHINE, placement, Preemption(30)),
+        Attempt.claim(run, NETWORK, MACHINE, AttemptSettings(), tmp_path / "cache", Preemption(30)),
     ):
         pytest.fail("it was claimed")
     assert store.get(layout.HEAD).data == head
@@ -188,7 +187,7 @@ def test_an_unreadable_claim_is_named_in_the_lineage(
         store.put("claims/1", damage)
         with claim() as attempt:
             attempt.saver.start()
-            section = attempt.lineage()
+            section = attempt.lineage().to_json()
         first = section["attempts"][0]
         assert (first["reason"], first["started"], first["host"]) == ("unreadable", None, None)
         assert section["attempts"][-1]["reason"] == "finished"

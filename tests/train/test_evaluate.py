@@ -1,7 +1,10 @@
+import io
+
+import numpy as np
 import torch
 from torch import nn
 
-from job.train.evaluate import BATCH_SIZE, Predictions, predict
+from job.train.evaluate import BATCH_SIZE, MISTAKES, Predictions, predict
 from job.train.loader import Images, Normalisation
 
 UNIT = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.device("cpu"))
@@ -33,3 +36,20 @@ def test_accuracy_counts_whole_images() -> None:
     logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
     predictions = Predictions(torch.tensor([1, 1, 1]), logits)
     assert (predictions.correct, predictions.accuracy) == (2, 2 / 3)
+
+
+def test_the_mistakes_of_the_largest_loss_are_kept_with_their_images() -> None:
+    logits = torch.tensor([[5.0, 0.0], [0.0, 1.0], [0.0, 9.0], [0.0, 3.0]])
+    images = np.arange(4 * 3 * 2 * 2, dtype=np.uint8).reshape(4, 3, 2, 2)
+    data = Predictions(torch.tensor([0, 0, 0, 0]), logits).encode(("a", "b"), (), images)
+    with np.load(io.BytesIO(data)) as stored:
+        assert stored["mistakes"].tolist() == [2, 3, 1]
+        assert (stored["mistake_images"] == images[[2, 3, 1]]).all()
+
+
+def test_few_mistakes_are_kept_of_many() -> None:
+    labels = torch.zeros(500, dtype=torch.int64)
+    images = np.zeros((500, 3, 32, 32), np.uint8)
+    data = Predictions(labels, torch.tensor([[0.0, 1.0]]).repeat(500, 1)).encode((), (), images)
+    with np.load(io.BytesIO(data)) as stored:
+        assert stored["mistakes"].tolist() == list(range(MISTAKES))  # equal losses: the first images

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from job.errors import ConfigurationError
 from job.settings import Recipe
-from job.train import graph
+from job.train.step import check_graph
 from job.train.trainer import Trainer
 from tests.train.tape import Tape
 from tests.train.test_trainer import RECIPE, STEPS, StoppedError, assert_same_bits, batches, network, run
@@ -113,8 +113,8 @@ def test_a_replay_with_other_bits_is_refused() -> None:
 )
 def test_it_is_refused_where_nothing_can_be_recorded(device: str, compiled: bool, cause: str) -> None:
     with pytest.raises(ConfigurationError, match=cause):
-        graph.check(Recipe(compile=compiled), torch.device(device))
-    graph.check(Recipe(), torch.device("cuda"))
+        check_graph(Recipe(compile=compiled), torch.device(device))
+    check_graph(Recipe(), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("command", ["train", "bench"])

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from job.data.dataset import prepare
 from job.errors import ConfigurationError, DataError, MachineError
 from job.machine import device as devices
 from job.machine.preemption import Preemption
 from job.run.checkpoints import Checkpoints
 from job.run.records import Worker
-from job.settings import Cycle, Placement, Recipe
+from job.settings import AttemptSettings, Cycle, DataSettings, DeviceSettings, Placement, Recipe
 from job.store import open_store
 from job.train import job
-from job.train.assess import assess
+from job.train.evaluate import MISTAKES, assess
 from tests.archives import write_archive
 from tests.disks import tiny_disk
 
@@ -35,7 +36,9 @@ def train(recipe: Recipe, placement: Placement) -> dict[str, Any]:
 
 
 def place(archive: Path, run: Path) -> Placement:
-    return Placement(str(run), (str(archive),), str(archive.parent / "cache"), device="cpu")
+    return Placement(
+        str(run), DataSettings((str(archive),), str(archive.parent / "cache")), DeviceSettings("cpu")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +70,20 @@ def test_the_report_points_at_what_it_speaks_of(finished: tuple[Path, dict[str, 
     assert report["model"]["input_shape"] == [3, 32, 32]
 
 
-def test_every_prediction_can_be_audited(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_every_prediction_can_be_audited(finished: tuple[Path, dict[str, Any]], archive: Path) -> None:
     run, report = finished
     with np.load(run / "predictions.npz") as predictions:
         label, prediction, top = (predictions[name] for name in ("label", "prediction", "top_five"))
+        mistakes, images = predictions["mistakes"], predictions["mistake_images"]
     assert label.tolist() == [index % 5 for index in range(30)]
     assert (top[:, 0] == prediction).all()
     assert all(sorted(row) == [0, 1, 2, 3, 4] for row in top.tolist())
     assert (label == prediction).sum() == report["accuracy"]["correct"]
+    wrong = np.flatnonzero(label != prediction)
+    assert len(mistakes) == min(len(wrong), MISTAKES)
+    assert set(mistakes) <= set(wrong)
+    test = prepare((str(archive),), archive.parent / "cache").dataset.test
+    assert (images == test.images[mistakes]).all()
     assert report["accuracy"]["final"] == report["accuracy"]["correct"] / 30
 
 
@@ -84,7 +93,7 @@ def test_saved_weights_give_the_reports_accuracy_back(
     run, report = finished
     for uri in (str(run), str(run / "weights.safetensors"), run.as_uri()):
         result = assess(uri, (str(archive),), str(archive.parent / "cache"), "cpu")
-        assert result["accuracy"] == report["accuracy"]["final"]
+        assert result.accuracy == report["accuracy"]["final"]
 
 
 def test_weights_are_not_measured_on_another_data_set(
@@ -108,7 +117,7 @@ def test_another_machine_is_told_and_with_exact_refused(archive: Path, tmp_path:
     first = {"host": "there", "started": "2026-11-22T12:00:00+00:00", **here, "torch": "1.1.0"}
     Checkpoints.claim(open_store(str(tmp_path)), "ab", Worker.parse(first, "first"))
     with pytest.raises(ConfigurationError, match=r"torch '1\.1\.0' -> "):
-        train(RECIPE, replace(place(archive, tmp_path), exact=True))
+        train(RECIPE, replace(place(archive, tmp_path), attempt=AttemptSettings(exact=True)))
     lineage = train(RECIPE, place(archive, tmp_path))["lineage"]
     change = {"field": "torch", "before": "1.1.0", "now": torch.__version__}
     assert lineage["drift"] == [{"generation": 2, **change}]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from job.network.wide_resnet import wide_resnet
 from job.settings import Cycle, Recipe
-from job.train import augment, mixup
+from job.train import augment
 from job.train.loader import Images, Normalisation, Plan, TrainingBatches
 from job.train.step import Precision, loss_scaler
 from job.train.trainer import Trainer, adamw
@@ -86,7 +86,7 @@ def fake_plan(steps: int, size: int) -> Plan:
     transforms = augment.prepare(augment.draw(steps * size, 4, generator), 32)
     shaped = augment.Transforms(*(each.view(steps, size, *each.shape[1:]) for each in transforms))
     order = torch.zeros(steps, size, dtype=torch.int64)
-    return Plan(order, shaped, mixup.draw(steps, size, 0.4, generator))
+    return Plan(order, shaped, augment.draw_mix(steps, size, 0.4, generator))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

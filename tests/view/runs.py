@@ -80,9 +80,12 @@ def predictions(
     # Some classes are harder than others.
     threshold = accuracy + 0.15 * np.cos(label)
     prediction = np.where(generator.random(len(label)) < threshold, label, wrong)
+    mistakes = np.flatnonzero(label != prediction)[:24]
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
+        mistakes=mistakes,
+        mistake_images=generator.integers(0, 256, (len(mistakes), 3, 32, 32), np.uint8),
         label=label,
         prediction=prediction,
         top_five=np.repeat(prediction[:, None], 5, 1),

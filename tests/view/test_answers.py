@@ -4,6 +4,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from job.view.answers import MAX_UNPACKED, Answers, heat
 
@@ -63,6 +64,51 @@ def test_without_names_there_are_numbers_and_no_confusion() -> None:
 def test_a_file_is_read_with_its_names_and_without() -> None:
     found = Answers.decode(npz(label=LABEL, prediction=PREDICTION, classes=np.array(NAMES)))
     assert (found.label.tolist(), found.classes, found.superclasses) == (LABEL.tolist(), NAMES, ())
+
+
+IMAGES = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+
+
+def with_mistakes(mistakes: object = (7, 2), images: object = IMAGES) -> bytes:
+    return npz(
+        label=LABEL, prediction=PREDICTION, classes=NAMES, mistakes=np.array(mistakes), mistake_images=images
+    )
+
+
+def test_mistakes_have_their_image_and_both_names() -> None:
+    found = Answers.decode(with_mistakes()).worst_mistakes()
+    assert found is not None
+    assert [(each.index, each.name, each.taken_for) for each in found] == [(7, "c", "d"), (2, "a", "b")]
+    for each, pixels in zip(found, IMAGES, strict=True):
+        assert (np.asarray(Image.open(io.BytesIO(each.png))) == pixels.transpose(1, 2, 0)).all()
+
+
+def test_a_file_without_mistakes_is_read() -> None:
+    assert Answers.decode(npz(label=LABEL, prediction=PREDICTION)).worst_mistakes() is None
+    none = with_mistakes(np.zeros(0, np.int64), np.zeros((0, 3, 32, 32), np.uint8))
+    assert Answers.decode(none).worst_mistakes() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (with_mistakes((7, 10)), "out of bounds"),
+        (with_mistakes((7, -1)), "out of bounds"),
+        (with_mistakes((7, 0)), "correct answer"),
+        (with_mistakes((7,)), "not every mistake"),
+        (with_mistakes((7.0, 2.0)), "not every mistake"),
+        (with_mistakes(images=IMAGES[:, :2]), "no images"),
+        (with_mistakes(images=IMAGES.astype(float)), "no images"),
+        (with_mistakes(images=np.zeros((2, 3, 65, 4), np.uint8)), "no images"),
+        (with_mistakes(images=np.zeros((2, 3, 0, 4), np.uint8)), "no images"),
+        (with_mistakes(images=IMAGES[0]), "size that it states"),
+        (with_mistakes((7,) * 101, np.zeros((101, 3, 1, 1), np.uint8)), "more than 100"),
+        (npz(label=LABEL, prediction=PREDICTION, mistakes=np.array([7])), "mistake_images"),
+    ],
+)
+def test_mistakes_that_no_run_wrote_are_refused(content: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Answers.decode(content)
 
 
 @pytest.mark.parametrize(

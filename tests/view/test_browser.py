@@ -14,7 +14,7 @@ import pytest
 
 from job.store import open_store
 from job.view import page
-from job.view.evidence import Evidence, read
+from job.view.stored_run import StoredRun, read
 from tests.view.runs import write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -45,19 +45,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A long and a short run with three kills, three seeds, one that goes on, and one that means harm."""
     folder = tmp_path_factory.mktemp("pages")
 
-    def evidence(name: str, **how: Any) -> Evidence:
+    def stored_run(name: str, **how: Any) -> StoredRun:
         store = open_store(str(folder / name))
         write_run(store, **how)
         return read(store)
 
     contents = {
-        "long": [evidence("long", kills=3)],
-        "one": [evidence("one", epochs=12, kills=3)],
-        "seeds": [evidence(f"seed-{seed}", seed=seed, epochs=6, kills=seed % 2) for seed in range(3)],
-        "unfinished": [evidence("unfinished", epochs=12, kills=1, finished=False)],
+        "long": [stored_run("long", kills=3)],
+        "one": [stored_run("one", epochs=12, kills=3)],
+        "seeds": [stored_run(f"seed-{seed}", seed=seed, epochs=6, kills=seed % 2) for seed in range(3)],
+        "unfinished": [stored_run("unfinished", epochs=12, kills=1, finished=False)],
         "hostile": [
             replace(
-                evidence(
+                stored_run(
                     "hostile",
                     epochs=5,
                     run_id=HOSTILE,

@@ -10,11 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from job.commands.report import report
 from job.store import open_store
 from job.view import exports
-from job.view.evidence import Evidence, read
+from job.view.stored_run import StoredRun, read
 from tests.view.runs import write_run
 
 
-def run(path: Path, **how: object) -> Evidence:
+def run(path: Path, **how: object) -> StoredRun:
     store = open_store(str(path))
     write_run(store, **how)  # type: ignore[arg-type]
     return read(store)

@@ -26,7 +26,15 @@ def test_logarithmic_ticks_are_powers_of_ten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "expected"), [(600, [1, 200, 400, 600]), (3, [1, 2, 3]), (2, [1, 2]), (1, [1])]
+    ("last", "expected"),
+    [
+        (600, [1, 200, 400, 600]),
+        (12, [1, 5, 10, 12]),
+        (6, [1, 2, 3, 4, 5, 6]),
+        (3, [1, 2, 3]),
+        (2, [1, 2]),
+        (1, [1]),
+    ],
 )
 def test_epochs_are_whole_and_the_ends_are_named(last: int, expected: list[int]) -> None:
     assert epoch_ticks(1, last) == expected
@@ -49,7 +57,9 @@ def test_a_curve_goes_through_its_values() -> None:
     assert chart.threshold is not None
     assert chart.threshold.at == 25
     assert chart.breaks == [62.5]
-    assert [(tick.at, tick.label) for tick in chart.x_ticks] == [(0, "1"), (25, "2"), (75, "4"), (100, "5")]
+    assert [(tick.at, tick.label) for tick in chart.x_ticks] == [
+        (25 * index, str(index + 1)) for index in range(5)
+    ]
 
 
 def test_a_logarithmic_curve() -> None:

@@ -10,8 +10,7 @@ import pytest
 from job.errors import ConfigurationError, DataError
 from job.run import layout
 from job.run.checkpoints import Checkpoints
-from job.run.heartbeat import Heartbeat
-from job.run.lineage import unsaved_seconds
+from job.run.lineage import Heartbeat, unsaved_seconds
 from job.store import Store, open_store
 from job.view import status
 from tests.run.checkpoint_runs import seal

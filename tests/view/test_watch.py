@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from job.run.checkpoints import Checkpoints
-from job.run.heartbeat import Heartbeat
+from job.run.lineage import Heartbeat
 from job.store import Store, open_store
 from job.store.base import TransientError
-from job.view.watch import Look, watch
+from job.view import status
 from tests.servers import FaultProxy
 from tests.terminals import Terminal
 from tests.view.runs import WORKER, beat
@@ -55,8 +55,8 @@ def test_a_file_gets_whole_blocks_and_no_control_characters(tmp_path: Path) -> N
 
 def test_a_store_that_does_not_answer_is_told_and_waited_for(s3_uri: str, proxy: FaultProxy) -> None:
     run = begin(open_store(s3_uri))
-    looks: list[Look] = []
-    for look in watch(open_store(s3_uri, retry_seconds=0.2), every_seconds=0.05):
+    looks: list[status.Observation] = []
+    for look in status.watch(open_store(s3_uri, retry_seconds=0.2), every_seconds=0.05):
         looks.append(look)
         if len(looks) == 1:
             proxy.default = ("unavailable", 0)
@@ -76,7 +76,6 @@ def test_a_store_that_does_not_answer_is_told_and_waited_for(s3_uri: str, proxy:
 def test_without_watch_an_outage_is_an_error(s3_uri: str, proxy: FaultProxy) -> None:
     begin(open_store(s3_uri))
     proxy.default = ("unavailable", 0)
-    from job.view import status
 
     with pytest.raises(TransientError):
         status.read(open_store(s3_uri, retry_seconds=0.2))

@@ -1,4 +1,4 @@
-"""What is measured: the job's own loop, and the bare loop that no job can beat."""
+"""The loops that are measured: the job's own, and the bare loop that no job can be faster than."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from job.checks.bench.clock import Stopwatch, seconds
+from job.checks.bench.timing import Stopwatch, seconds
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine import device as devices
 from job.machine.device import synchronise
 from job.machine.preemption import Preemption
 from job.network.wide_resnet import wide_resnet
 from job.run.outputs import History, Run
-from job.settings import Cycle, Placement, Recipe
+from job.settings import AttemptSettings, Cycle, Recipe
 from job.store import open_store
 from job.train.attempt import Attempt
-from job.train.graph import Recorder
+from job.train.checkpointing import Checkpointing
 from job.train.loader import Images, Normalisation, TrainingBatches
-from job.train.step import Precision
+from job.train.step import GraphRecorder, Precision
 from job.train.trainer import Trainer, adamw
 
 CLASSES = 100
@@ -34,7 +35,7 @@ NEVER = 1e9  # seconds between checkpoints
 
 
 def batches(recipe: Recipe, device: torch.device, steps: int) -> TrainingBatches:
-    """Return an epoch of `steps` steps over images of noise, which cost what others do."""
+    """Return an epoch of `steps` steps over images of noise, which take as long as any others."""
     generator = np.random.default_rng(0)
     count = steps * recipe.batch_size
     pixels = torch.from_numpy(generator.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
@@ -44,13 +45,13 @@ def batches(recipe: Recipe, device: torch.device, steps: int) -> TrainingBatches
 
 
 def default_network(recipe: Recipe, device: torch.device) -> nn.Module:
-    """Return the recipe's network as the job lays it out."""
+    """Return the recipe's network in the memory format that the job uses."""
     model = wide_resnet(recipe.depth, recipe.width, CLASSES)
     return model.to(device).to(memory_format=torch.channels_last)
 
 
 class Bare:
-    """Forward, backward and optimizer step on one batch that is there already."""
+    """Forward, backward and optimizer step on one batch that is on the device already."""
 
     def __init__(self, recipe: Recipe, device: torch.device, steps: int) -> None:
         self.steps = steps
@@ -83,9 +84,9 @@ class Full:
     """The job's loop: an attempt at a run, with augmentation, mixup, history, heartbeat and checkpoints.
 
     `step_seconds` are between the ends of the steps, on the device's clock. `blocked_seconds` are what the
-    training thread spent on each checkpoint, the steps before it being done. `lost_seconds` are what a
-    checkpoint took from the training in each epoch that had some: the steps while one was being saved
-    against the median of the others.
+    training thread spent on each checkpoint, after the steps before it had ended. `lost_seconds` has an entry
+    for each epoch with checkpoints: how much longer a checkpoint made the steps that ran while it was saved,
+    compared with the median of the others.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Full:
         model: nn.Module,
         loader: TrainingBatches,
         recipe: Recipe,
-        recorder: Recorder | None = None,
+        recorder: GraphRecorder | None = None,
     ) -> None:
         self.attempt, self.history = attempt, History()
         self.blocked_seconds: list[float] = []
@@ -104,6 +105,7 @@ class Full:
         self._saving = False
         self._watch = Stopwatch(loader.device)
         self.trainer = Trainer(model, loader, recipe, self._after_step, recorder)
+        self.checkpointing = Checkpointing(attempt, self.trainer, self.history)
 
     def __call__(self) -> float:
         """Train an epoch; return images a second."""
@@ -123,9 +125,9 @@ class Full:
 
     def _after_step(self) -> None:
         if self.attempt.saver.due:
-            synchronise(self.trainer.batches.device)  # the copy would wait for these steps, and blocks none
+            synchronise(self.trainer.batches.device)  # else the copy's time would include these steps
         offered, began = self.attempt.saver.last_offer, time.perf_counter()
-        self.attempt.after_step()
+        self.checkpointing.after_step()
         if self.attempt.saver.last_offer != offered:
             self.blocked_seconds.append(time.perf_counter() - began)
         self._watch.mark()
@@ -134,7 +136,7 @@ class Full:
 
 
 def excess(taken: Sequence[float], during: Sequence[bool]) -> float:
-    """Return how much longer the steps `during` something took than the others' median, in all."""
+    """Return how much longer the steps marked in `during` took in all than the median of the others."""
     pairs = list(zip(taken, during, strict=True))
     usual = statistics.median(step for step, marked in pairs if not marked)
     return sum(step - usual for step, marked in pairs if marked)
@@ -148,16 +150,16 @@ def full(
     every_seconds: float = NEVER,
     store: str | None = None,
     network: nn.Module | None = None,
-    recorder: Recorder | None = None,
+    recorder: GraphRecorder | None = None,
 ) -> Iterator[Full]:
-    """Make one of the recipe's network, or of `network`, whose run lives in `store` or a temporary folder."""
+    """Make the job's loop, with the run in `store` or a temporary folder; `network` replaces the recipe's."""
     recipe = replace(recipe, cycles=(Cycle(100_000, 5e-3),))
     with tempfile.TemporaryDirectory(prefix="micronet-bench-") as folder:
         run = Run.open(open_store(store or folder), recipe)
-        placement = Placement(None, (), folder, checkpoint_every=every_seconds)
+        settings = AttemptSettings(checkpoint_every=every_seconds)
         model = network or default_network(recipe, device)
         machine = devices.machine(device)
-        with Attempt.claim(run, model, machine, placement, Preemption(30)) as attempt:
+        with Attempt.claim(run, model, machine, settings, Path(folder), Preemption(30)) as attempt:
             subject = Full(attempt, model, batches(recipe, device, steps), recipe, recorder)
-            with attempt.kept(subject.trainer, subject.history):
+            with subject.checkpointing.running():
                 yield subject

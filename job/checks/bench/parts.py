@@ -1,34 +1,58 @@
-"""The parts of `micronet bench`: each measures one claim and returns plain values."""
+"""The parts of `micronet bench`: each measures one claim about speed."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from job import events
-from job.checks.bench import augmenting, host
-from job.checks.bench.loops import Bare, full
-from job.checks.bench.rounds import difference, interleave, ratio, spread, with_mean
-from job.checks.bench.stock import apart, images
+from job.checks.bench.loops import CLASSES, Bare, batches, full
+from job.checks.bench.results import (
+    Augmentation,
+    Checkpoints,
+    Determinism,
+    Host,
+    Loop,
+    Results,
+)
+from job.checks.bench.stock import apart, event_learner, fastai_augmentation, images
+from job.checks.bench.timing import (
+    Measured,
+    Spread,
+    Subject,
+    difference,
+    interleave,
+    ratio,
+    seconds,
+    spread,
+    with_mean,
+)
+from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine import device as devices
 from job.settings import Recipe
-from job.train.graph import CudaRecorder
+from job.train.loader import TrainingBatches
+from job.train.step import CudaRecorder, Gradients, Precision, loss_scaler
+from job.train.trainer import BETA2, adamw
 
 FEWEST_STEPS, MOST_STEPS = 4, 200
 CHECKPOINT_SECONDS = 10.0
 CHECKPOINT_ROUND_SECONDS = 2.7 * CHECKPOINT_SECONDS  # the first is due at once, so three, and time to end
 COPIES = 10
-SETTINGS = ("depth", "width", "batch_size", "precision", "compile")
+AUGMENTED_BATCH, AUGMENTED_BATCHES = 256, 20
+HOST_STEPS, HOST_BATCH = 200, 2  # images: the operators are as short as they get
 EPOCHS, EPOCH_IMAGES = 600, 50_000  # of the default recipe on CIFAR-100
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured, and how often: rounds of about `seconds` for each subject."""
+    """What is measured, and how often: `rounds` of about `seconds` for each subject."""
 
     recipe: Recipe
     device: torch.device
@@ -37,9 +61,9 @@ class Bench:
     price: float | None = None  # of an hour of this machine
     graph: bool = False  # of the job's loop
 
-    def loop(self) -> dict[str, Any]:
+    def loop(self) -> Loop:
         """Compare the job's loop with the bare loop at the same precision, and with stock fastai."""
-        steps = self.steps(self.seconds)
+        steps = self._steps(self.seconds)
         with ExitStack() as stack:
             recorder = CudaRecorder() if self.graph else None
             job = stack.enter_context(full(self.recipe, self.device, steps, recorder=recorder))
@@ -51,24 +75,109 @@ class Bench:
         hours = EPOCHS * EPOCH_IMAGES / rate / 3600
         return {
             "steps": steps,
-            "images_per_second": {name: spread(rates) for name, rates in measured.items()},
+            "images_per_second": _spreads(measured),
             "job_to_bare": ratio(measured, "job", "bare"),
             "job_to_stock": ratio(measured, "job", "stock"),
             "hours_of_600_epochs": hours,
             "cost_of_600_epochs": None if self.price is None else hours * self.price,
         }
 
-    def augmentation(self) -> dict[str, Any]:
-        """Compare the augmentation, mixup included, with fastai's, torchvision's and one `grid_sample`."""
-        measured = augmenting.measure(self.device, self.rounds)
+    def augmentation(self) -> Augmentation:
+        """Compare the augmentation with fastai's, torchvision's and one `grid_sample`.
+
+        Only the job's has mixup, and torchvision's is applied to one image at a time.
+        """
+        loader = batches(Recipe(batch_size=AUGMENTED_BATCH), self.device, AUGMENTED_BATCHES)
+        pixels = loader.images.pixels[:AUGMENTED_BATCH]
+        floats = pixels.div(255)
+        grid = torch.rand(AUGMENTED_BATCH, 32, 32, 2, device=self.device) * 2 - 1
+        fastai = fastai_augmentation()
+        torchvision = v2.Compose(
+            [
+                v2.RandomCrop(32, padding=4, padding_mode="reflect"),
+                v2.RandomHorizontalFlip(),
+                v2.RandomPerspective(0.2, p=0.75),
+                v2.RandomAffine(10, scale=(1.0, 1.1)),
+                v2.ColorJitter(0.2, 0.2),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(CIFAR100_MEAN, CIFAR100_STD),
+            ]
+        )
+
+        def resample() -> torch.Tensor:
+            return F.grid_sample(floats, grid, padding_mode="reflection", align_corners=True)
+
+        def rate(batches: int, work: Callable[[], object]) -> Subject:
+            return lambda: batches * AUGMENTED_BATCH / seconds(work, self.device)
+
+        subjects = {
+            "job": rate(AUGMENTED_BATCHES, lambda: [None for _ in loader]),
+            "fastai": rate(AUGMENTED_BATCHES, lambda: [fastai(pixels) for _ in range(AUGMENTED_BATCHES)]),
+            "torchvision": rate(1, lambda: [torchvision(image) for image in pixels]),
+            "grid_sample": rate(AUGMENTED_BATCHES, lambda: [resample() for _ in range(AUGMENTED_BATCHES)]),
+        }
+        measured = interleave(subjects, self.rounds)
         return {
-            "images_per_second": {name: spread(rates) for name, rates in measured.items()},
-            **{f"job_to_{name}": ratio(measured, "job", name) for name in measured if name != "job"},
+            "images_per_second": _spreads(measured),
+            "job_to_fastai": ratio(measured, "job", "fastai"),
+            "job_to_torchvision": ratio(measured, "job", "torchvision"),
+            "job_to_grid_sample": ratio(measured, "job", "grid_sample"),
         }
 
-    def checkpoints(self) -> dict[str, Any]:
-        """Compare the loop that saves to a folder every 10 s with the one that does not save."""
-        steps = self.steps(CHECKPOINT_ROUND_SECONDS, most=10**6)
+    def host(self) -> Host:
+        """Compare what the job's loop and fastai's cost the host in a step, besides its operators.
+
+        All make their batches, and the two loops do after a step what an attempt at a run does.
+        """
+        recipe = replace(self.recipe, batch_size=HOST_BATCH, compile=False)
+        scaler = loss_scaler(recipe.precision, self.device)
+        model, loader = Precision(self._cheap_network(), recipe.precision), self._host_batches(recipe)
+        gradients = Gradients(model, scaler)
+        optimizer = adamw(model.parameters(), 1e-3, recipe.weight_decay).opt
+        total = torch.zeros((), device=self.device)
+
+        def operators() -> None:
+            for pixels, targets in loader:
+                total.add_(gradients(pixels, targets))
+                for group in optimizer.param_groups:
+                    group["lr"], group["betas"] = 1e-3, (0.9, BETA2)
+                scaler.step(optimizer)
+                scaler.update()
+
+        with full(recipe, self.device, HOST_STEPS, network=self._cheap_network()) as job:
+            job.trainer.after_step = job.checkpointing.after_step  # without the bench's own clocks
+            learner = event_learner(
+                self._cheap_network(), self._host_batches(recipe), recipe, job.checkpointing.after_step
+            )
+            measured = interleave(
+                {
+                    "job": lambda: job() / HOST_BATCH,
+                    "fastai": lambda: HOST_STEPS / seconds(lambda: learner.fit(1), self.device),
+                    "operators": lambda: HOST_STEPS / seconds(operators, self.device),
+                },
+                self.rounds,
+            )
+        return {
+            "steps_per_second": _spreads(measured),
+            "overhead_seconds": {name: difference(measured, name, "operators") for name in ("job", "fastai")},
+        }
+
+    def determinism(self) -> Determinism:
+        """Compare the bare loop with deterministic algorithms and without."""
+        bare = Bare(self.recipe, self.device, self._steps(self.seconds))
+
+        def under(deterministic: bool) -> float:
+            torch.use_deterministic_algorithms(deterministic)
+            torch.backends.cudnn.benchmark = not deterministic
+            return bare()
+
+        measured = interleave({"on": lambda: under(True), "off": lambda: under(False)}, self.rounds)
+        devices.configure(self.recipe.deterministic)
+        return {"images_per_second": _spreads(measured), "on_to_off": ratio(measured, "on", "off")}
+
+    def checkpoints(self) -> Checkpoints:
+        """Compare the loop that saves to a folder every CHECKPOINT_SECONDS with one that never saves."""
+        steps = self._steps(CHECKPOINT_ROUND_SECONDS, most=10**6)
         with ExitStack() as stack:
             saving = stack.enter_context(full(self.recipe, self.device, steps, CHECKPOINT_SECONDS))
             plain = stack.enter_context(full(self.recipe, self.device, steps))
@@ -80,59 +189,49 @@ class Bench:
                 copies.append(time.perf_counter() - started)
         return {
             "steps": steps,
-            "images_per_second": {name: spread(rates) for name, rates in measured.items()},
+            "images_per_second": _spreads(measured),
             "saving_to_plain": ratio(measured, "saving", "plain"),
             "lost_seconds": with_mean(saving.lost_seconds[1:]),
             "blocked_seconds": spread(saving.blocked_seconds),
             "copy_seconds": spread(copies),
         }
 
-    def determinism(self) -> dict[str, Any]:
-        """Compare the bare loop with deterministic algorithms and without."""
-        steps = self.steps(self.seconds)
-        bare = Bare(self.recipe, self.device, steps)
-
-        def under(deterministic: bool) -> float:
-            torch.use_deterministic_algorithms(deterministic)
-            torch.backends.cudnn.benchmark = not deterministic
-            return bare()
-
-        measured = interleave({"on": lambda: under(True), "off": lambda: under(False)}, self.rounds)
-        devices.configure(self.recipe.deterministic)
-        return {
-            "images_per_second": {name: spread(rates) for name, rates in measured.items()},
-            "on_to_off": ratio(measured, "on", "off"),
-        }
-
-    def host(self) -> dict[str, Any]:
-        """Compare what the job's loop and fastai's cost the host in a step, besides its operators."""
-        measured = host.measure(self.recipe, self.device, self.rounds)
-        return {
-            "steps_per_second": {name: spread(rates) for name, rates in measured.items()},
-            "overhead_seconds": {name: difference(measured, name, "operators") for name in ("job", "fastai")},
-        }
-
-    def steps(self, seconds: float, most: int = MOST_STEPS) -> int:
+    def _steps(self, seconds: float, most: int = MOST_STEPS) -> int:
         """Return how many steps of the bare loop take about `seconds`."""
         bare = Bare(self.recipe, self.device, 1)
         bare()
         rate = max(bare() for _ in range(2))
         return min(most, max(FEWEST_STEPS, round(seconds * rate / self.recipe.batch_size)))
 
+    def _cheap_network(self) -> nn.Sequential:
+        """Return a network of three operators and 400 parameters, [N, 3, 32, 32] to [N, CLASSES]."""
+        return nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(3, CLASSES)).to(self.device)
 
-def run(bench: Bench, parts: tuple[str, ...]) -> dict[str, Any]:
-    """Return {part: its values} for `parts`, with the machine and the settings they hold for."""
+    def _host_batches(self, recipe: Recipe) -> TrainingBatches:
+        return batches(recipe, self.device, HOST_STEPS)
+
+
+def _spreads(measured: Measured) -> dict[str, Spread]:
+    return {name: spread(rates) for name, rates in measured.items()}
+
+
+def run(bench: Bench, parts: tuple[str, ...]) -> Results:
+    """Return what `parts` measure, with the machine and the settings they hold for."""
     recipe = replace(bench.recipe, precision=devices.resolve_precision(bench.recipe.precision, bench.device))
     bench = replace(bench, recipe=recipe)
     devices.configure(recipe.deterministic)
-    results: dict[str, Any] = {
+    results: Results = {
         "machine": devices.machine(bench.device),
         "settings": {
-            **{name: getattr(recipe, name) for name in SETTINGS},
+            "depth": recipe.depth,
+            "width": recipe.width,
+            "batch_size": recipe.batch_size,
+            "precision": recipe.precision,
+            "compile": recipe.compile,
             "graph": bench.graph,
         },
     }
     for part in parts:
         events.emit("bench", part=part)
-        results[part] = getattr(bench, part)()
+        results[part] = getattr(bench, part)()  # type: ignore[literal-required]
     return results

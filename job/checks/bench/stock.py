@@ -1,4 +1,4 @@
-"""Stock fastai on class folders of PNG files: fp32, its own augmentation, mixup, Adam and workers."""
+"""What the job is compared with: stock fastai as documented, and the job's step in fastai's own loop."""
 
 from __future__ import annotations
 
@@ -7,24 +7,33 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn import functional as F
 
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine.device import synchronise
 from job.network.wide_resnet import wide_resnet
 from job.settings import Recipe
+from job.train.loader import TrainingBatches
+from job.train.schedule import one_cycle
+from job.train.step import Precision, loss_scaler
+from job.train.trainer import adamw
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fastai 2.8.12 uses the deprecated torch.jit.script
     from fastai.vision.all import (
         Callback,
+        CancelStepException,
         CrossEntropyLossFlat,
+        DataLoaders,
         ImageDataLoaders,
         IntToFloatTensor,
         Learner,
@@ -32,24 +41,14 @@ with warnings.catch_warnings():
         Normalize,
         Pipeline,
         TensorImage,
+        TrainEvalCallback,
         aug_transforms,
     )
 
 CLASSES = 100
 
-__all__ = [
-    "IntToFloatTensor",
-    "Normalize",
-    "Pipeline",
-    "Stock",
-    "TensorImage",
-    "apart",
-    "aug_transforms",
-    "images",
-]
 
-
-class Clock(Callback):
+class StepHook(Callback):
     """Calls a function after each training step."""
 
     order = 100
@@ -59,13 +58,13 @@ class Clock(Callback):
         self.function = function
 
     def after_batch(self) -> None:
-        """Call it in training, not in validation."""
+        """Call the function in training, not in validation."""
         if self.learn.training:
             self.function()
 
 
 class Stock:
-    """A learner as fastai's documentation makes one."""
+    """A learner as fastai's documentation makes one: fp32, PNG files, its augmentation, Adam and workers."""
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class Stock:
     ) -> None:
         self.batch_size = recipe.batch_size
         self.steps = 0  # of this epoch
-        self.ends: list[float] = []  # of its first step and its last
+        self.ends: list[float] = []  # times at which its first step and its last ended
         loaders = ImageDataLoaders.from_folder(
             folder,
             train="train",
@@ -91,7 +90,7 @@ class Stock:
             loaders,
             wide_resnet(recipe.depth, recipe.width, CLASSES),
             loss_func=CrossEntropyLossFlat(),
-            cbs=[MixUp(recipe.mixup_alpha), Clock(after_step or self._note)],
+            cbs=[MixUp(recipe.mixup_alpha), StepHook(after_step or self._note)],
         )
 
     def fit(self) -> None:
@@ -100,7 +99,7 @@ class Stock:
             self.learner.fit(1, 1e-3)
 
     def __call__(self) -> float:
-        """Return images a second from the first step's end to the last's: starting workers is left out."""
+        """Return images a second from the first step's end to the last's, so without the workers' start."""
         self.steps, self.ends = 0, []
         self.fit()
         return (self.steps - 1) * self.batch_size / (self.ends[-1] - self.ends[0])
@@ -114,7 +113,10 @@ class Stock:
 
 @contextmanager
 def apart(recipe: Recipe, device: torch.device, folder: Path) -> Iterator[Callable[[], float]]:
-    """Make one in a process of its own, where nothing that this one has set for its speed or bits holds."""
+    """Run stock fastai in another process, which has none of this one's settings for speed and bits.
+
+    Yields a function that returns images a second.
+    """
     context = get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, recipe, device, folder))
@@ -126,7 +128,7 @@ def apart(recipe: Recipe, device: torch.device, folder: Path) -> Iterator[Callab
             here.send(None)
             return float(here.recv())
         except (EOFError, BrokenPipeError):
-            raise RuntimeError("the process that measures stock fastai has ended: see above") from None
+            raise RuntimeError("the process of stock fastai has ended: its error is above") from None
 
     try:
         yield measure
@@ -136,7 +138,9 @@ def apart(recipe: Recipe, device: torch.device, folder: Path) -> Iterator[Callab
 
 
 def _serve(requests: Connection, recipe: Recipe, device: torch.device, folder: Path) -> None:
-    """Answer each request with a rate until the other end is closed."""
+    """Measure once for each request, until the other end of the pipe is closed."""
+    # As in a user's process: a spawned one spawns its workers too, each of which imports fastai for seconds.
+    set_start_method("fork", force=True)
     stock = Stock(recipe, device, folder)
     with suppress(EOFError):
         while True:
@@ -144,9 +148,16 @@ def _serve(requests: Connection, recipe: Recipe, device: torch.device, folder: P
             requests.send(stock())
 
 
+def fastai_augmentation() -> Callable[[torch.Tensor], object]:
+    """Return fastai's default transforms of a training batch of bytes, [N, 3, 32, 32]."""
+    normalise = Normalize.from_stats(CIFAR100_MEAN, CIFAR100_STD)
+    transforms = Pipeline([IntToFloatTensor(), *aug_transforms(), normalise], split_idx=0)
+    return lambda pixels: transforms(TensorImage(pixels))
+
+
 @contextmanager
 def images(count: int) -> Iterator[Path]:
-    """Write `count` training images of noise, and a few to validate on, to a folder that goes away."""
+    """Write `count` training images of noise, and a few to validate on, to a temporary folder."""
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="micronet-bench-") as name:
         for split, number in (("train", count), ("valid", min(count, CLASSES))):
@@ -156,3 +167,55 @@ def images(count: int) -> Iterator[Path]:
                 pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
         yield Path(name)
+
+
+class RecipeEvents(Callback):
+    """The recipe's step as fastai's callbacks: schedule, loss sum, loss scale, and a call after each step."""
+
+    def __init__(self, recipe: Recipe, loader: TrainingBatches, after_step: Callable[[], None]) -> None:
+        super().__init__()
+        self.recipe, self.loader, self.function = recipe, loader, after_step
+        self.total = torch.zeros((), device=loader.device)
+        self.scaler = loss_scaler(recipe.precision, loader.device)
+
+    def before_batch(self) -> None:
+        """Set the step's learning rate and momentum."""
+        steps, loader = len(self.loader), self.loader
+        lr, momentum = one_cycle(self.recipe.cycles, steps, loader.epoch, loader.step)
+        self.learn.opt.set_hypers(lr=lr, mom=momentum)
+
+    def after_loss(self) -> None:
+        """Sum the losses."""
+        self.total += self.learn.loss.detach()
+
+    def before_backward(self) -> None:
+        """Scale the loss."""
+        self.learn.loss_grad = self.scaler.scale(self.learn.loss_grad)
+
+    def before_step(self) -> None:
+        """Step with the loss scale, where there is one."""
+        if self.scaler.is_enabled():
+            self.scaler.step(self.learn.opt.opt)
+            self.scaler.update()
+            raise CancelStepException
+
+    def after_batch(self) -> None:
+        """Call the function."""
+        self.function()
+
+
+def event_learner(
+    network: nn.Module, loader: TrainingBatches, recipe: Recipe, after_step: Callable[[], None]
+) -> Learner:
+    """Return fastai's Learner with its own loop; it trains to the same bits as the job's loop."""
+    learner = Learner(
+        DataLoaders(loader, []),
+        Precision(network, recipe.precision),
+        loss_func=F.cross_entropy,
+        opt_func=partial(adamw, weight_decay=recipe.weight_decay),
+        wd_bn_bias=True,
+        cbs=[TrainEvalCallback(), RecipeEvents(recipe, loader, after_step)],
+        default_cbs=False,
+    )
+    learner.create_opt()
+    return learner

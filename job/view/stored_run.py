@@ -6,20 +6,21 @@ A run that is not finished, or of which only some files were copied, has less to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import jsonschema
 
+from job.data.cifar import CIFAR100_SHA256
 from job.errors import DataError
 from job.run import documents, layout, records
-from job.run.lineage import lineage
-from job.run.records import Epoch, Identity
+from job.run.lineage import FINISHED, REFUSED, Turn, last_beat, lineage, unsaved_seconds
+from job.run.records import Epoch, Identity, Worker
 from job.score import report as reports
 from job.store.base import AbsentError, Store
 from job.view import status
 from job.view.answers import Answers
-from job.view.attempts import Attempt, attempts_of
 from job.view.status import Status
 
 MAX_BYTES = 2**25
@@ -27,18 +28,46 @@ MAX_BYTES = 2**25
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
+REASONS = {
+    "finished": "finished the run",
+    "preempted": "was preempted and saved its work",
+    "vanished": "was killed, or lost its machine",
+    "fenced": "was replaced by a newer attempt",
+    "unreadable": "left a claim that cannot be read",
+}
+
 Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class AttemptSummary:
+    """One process's turn. Times are in UTC; what is not known is None."""
+
+    generation: int
+    started: datetime | None
+    ended: datetime | None  # for one that vanished, when it was last heard of
+    reason: str | None  # None: it still runs, or has not been missed yet
+    host: str
+    device: str
+    lost_seconds: float | None  # of training that the next attempt had to repeat
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in words."""
+        if self.reason is None:
+            return "has not ended"
+        return REASONS.get(self.reason, self.reason)
+
+
+@dataclass(frozen=True)
+class StoredRun:
     """A run. `report` is None until it is finished; `status` says where it stands as long as it is not."""
 
     uri: str
     report: dict[str, Any] | None
     recipe: dict[str, Any]  # field to plain value
     history: list[Epoch]  # in order
-    attempts: list[Attempt]
+    attempts: list[AttemptSummary]
     status: Status | None
     answers: Answers | None
     samples: bytes | None  # a PNG
@@ -54,6 +83,12 @@ class Evidence:
         return str(self.report["run"]["id"] if self.report else self.recipe.get("identity", ""))
 
     @property
+    def on_cifar100(self) -> bool:
+        """Return whether it trains on CIFAR-100, the data set for which the challenge asks 80 %."""
+        sha256 = self.report["data"]["sha256"] if self.report else self.recipe.get("data_sha256")
+        return bool(sha256 == CIFAR100_SHA256)
+
+    @property
     def evaluated(self) -> list[Epoch]:
         """The epochs after which the network was evaluated on the test set."""
         return [
@@ -61,7 +96,7 @@ class Evidence:
         ]
 
 
-def read(store: Store) -> Evidence:
+def read(store: Store) -> StoredRun:
     """Return what `store` holds of a run; DataError where it holds none, or a file is not what it should be.
 
     Raises the store's errors.
@@ -73,12 +108,12 @@ def read(store: Store) -> Evidence:
         raise DataError(f"{store.uri} holds no run", "Name the --run of a training")
     sha256 = report["predictions"]["sha256"] if report else None
     answers = _file(store, layout.PREDICTIONS, lambda data, _: Answers.decode(data, sha256))
-    return Evidence(
+    return StoredRun(
         uri=store.uri,
         report=report,
         recipe=_file(store, layout.RECIPE, _recipe) or {},
         history=history,
-        attempts=attempts_of(store, turns, report),
+        attempts=_attempts(store, turns, report),
         status=status.read(store) if turns and report is None else None,
         answers=answers,
         samples=_file(store, layout.SAMPLES, _png),
@@ -138,3 +173,64 @@ def _mistaken(name: str, reason: str) -> DataError:
         f"{name} is not what this program wrote ({reason})",
         "Find out what has changed the file, or move it away",
     )
+
+
+def _attempts(store: Store, turns: list[Turn], report: dict[str, Any] | None) -> list[AttemptSummary]:
+    """Return the attempts of the claims, or of the report where the claims were not copied with it.
+
+    Attempts that were refused, or came after the run was finished, did nothing and are left out.
+    """
+    finished = report["lineage"]["attempts"] if report else []
+    if not turns:
+        return [_attempt(_reported(entry), None, None) for entry in finished]
+    last = finished[-1]["generation"] if finished else turns[-1].generation
+    return [
+        _attempt(
+            replace(turn, reason=FINISHED) if finished and turn.generation == last else turn,
+            unsaved_seconds(store, turn),
+            _last_seen(store, turn.generation),
+        )
+        for turn in turns
+        if turn.reason != REFUSED and turn.generation <= last
+    ]
+
+
+def downtimes(attempts: list[AttemptSummary]) -> list[float | None]:
+    """Return, for each attempt, the seconds until the next one began; None for the last and where unknown."""
+    following = [*(attempt.started for attempt in attempts[1:]), None]
+    return [
+        max(0.0, (begins - attempt.ended).total_seconds()) if begins and attempt.ended else None
+        for attempt, begins in zip(attempts, following, strict=True)
+    ]
+
+
+def _reported(entry: dict[str, Any]) -> Turn:
+    """Return what a report says of an attempt; its times are text of any kind."""
+    worker = Worker.model_construct(started=entry["started"], host=entry["host"], device=entry["device"])
+    return Turn(entry["generation"], worker, entry["reason"], entry["ended"])
+
+
+def _attempt(turn: Turn, lost: float | None, last_seen: datetime | None) -> AttemptSummary:
+    started, ended = _time(turn.worker.started), _time(turn.ended)
+    return AttemptSummary(
+        generation=turn.generation,
+        started=started,
+        ended=ended or last_seen or started,
+        reason=turn.reason,
+        host=turn.worker.host or "unknown",
+        device=turn.worker.device or "unknown",
+        lost_seconds=lost,
+    )
+
+
+def _last_seen(store: Store, generation: int) -> datetime | None:
+    beat = last_beat(store, generation)
+    return _time(beat.time) if beat else None
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text or "")
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None

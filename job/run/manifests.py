@@ -1,9 +1,9 @@
-"""Find the newest checkpoint that verifies, and log what was skipped."""
+"""A run's checkpoints from the newest on: the first that verifies, and those that are no longer needed."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -11,8 +11,12 @@ from typing import TypeVar
 from job import events
 from job.errors import ConfigurationError, DataError
 from job.run import claims, layout
+from job.run.documents import NewerSchemaError
 from job.run.records import Manifest, StoredObject
 from job.store.base import AbsentError, ConflictError, Store
+
+KEPT = 3
+"""Checkpoints of a run that stay in its store."""
 
 T = TypeVar("T")
 
@@ -107,3 +111,61 @@ def _candidates(seen: claims.Seen, listed: list[str]) -> list[str]:
 
 def _log_skipped(key: str, reason: str) -> None:
     events.warn("checkpoint_skipped", manifest=key, reason=reason)
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """Deletes what is no longer needed, for the owner of HEAD, which may touch no later generation's.
+
+    Why no object that HEAD needs can go, even when the owner was paused in here and is fenced by now: a
+    newer attempt moves HEAD either to what HEAD named before, which is kept here, or to what it wrote
+    itself, which is of a later generation.
+    """
+
+    store: Store
+    generation: int
+
+    def drop(self, dropped: list[Manifest], kept: list[Manifest]) -> None:
+        """Delete the manifests `dropped` and their objects, but none that one of `kept` names too."""
+        for manifest in dropped:
+            self.store.delete(manifest.key)
+        for key in named(dropped) - named(kept):
+            self.store.delete(key)
+
+    def sweep(self, kept: list[Manifest], bad: Collection[str]) -> list[Manifest]:
+        """Delete all but `kept` and, if those are few, the newest others; return what is kept, newest first.
+
+        `bad` are manifests known not to verify. What a later generation wrote is left alone.
+        """
+        sizes = {entry.key: entry.size for entry in self.store.list(layout.OBJECTS)}
+        orders = {entry.key: layout.order_of(entry.key) for entry in self.store.list(layout.MANIFESTS)}
+        ours = [(order, key) for key, order in orders.items() if order and order[0] <= self.generation]
+        known = {manifest.key for manifest in kept}
+        for _, key in sorted(ours, reverse=True):
+            if key in known:
+                continue
+            other = self._whole(key, sizes) if len(kept) < KEPT and key not in bad else None
+            if other:
+                kept = [*kept, other]
+            else:
+                self.store.delete(key)
+        needed = named(kept)
+        for key in sizes:
+            writer = layout.writer_of(key)
+            if writer and writer[0] <= self.generation and key not in needed:
+                self.store.delete(key)
+        return sorted(kept, key=lambda manifest: manifest.order, reverse=True)
+
+    def _whole(self, key: str, sizes: dict[str, int]) -> Manifest | None:
+        """Return the manifest if it is readable and its objects are there."""
+        try:
+            manifest = Manifest.read(self.store, key)
+        except (DataError, NewerSchemaError):
+            return None
+        there = all(sizes.get(stored.key) == stored.bytes for stored in manifest.objects.values())
+        return manifest if there else None
+
+
+def named(manifests: list[Manifest]) -> set[str]:
+    """Return the keys of all their objects."""
+    return {stored.key for manifest in manifests for stored in manifest.objects.values()}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.address import has_credentials, redact, redact_text
 from job.errors import JobError
+from job.text import has_credentials, redact, redact_text
 from tests.servers import SeaweedFS
 
 SHOWN = [

@@ -1,6 +1,6 @@
 import pytest
 
-from job.view.leaderboard import ENTRIES, QUALIFIED, REPRODUCED, place, standings
+from job.view.standing import ENTRIES, QUALIFIED, REPRODUCED, place, standings
 
 
 def test_the_list_is_whole_and_in_order() -> None:

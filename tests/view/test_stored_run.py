@@ -5,9 +5,8 @@ import pytest
 
 from job.errors import DataError
 from job.store import Store, open_store
-from job.view.attempts import downtimes
-from job.view.evidence import read
-from job.view.timeline import timeline
+from job.view.plots import timeline
+from job.view.stored_run import downtimes, read
 from tests.view.runs import write_run
 
 
@@ -40,7 +39,7 @@ def test_three_kills_are_three_breaks_with_their_cost(store: Store) -> None:
     )
     assert line.breaks[0].at == pytest.approx(100 * (10.7 * 900 - 4) / total)
     assert "3 breaks" in line.alt
-    assert "75 min without a machine, 15 min of training done twice" in line.alt
+    assert "75 min without a machine, 15 min of training repeated" in line.alt
 
 
 def test_a_run_that_goes_on_has_a_status_and_no_report(store: Store) -> None:
