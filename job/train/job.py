@@ -20,7 +20,7 @@ from job.machine.environment import environment, name_code
 from job.machine.faults import Watchdog
 from job.machine.preemption import Preemption
 from job.network.weights import NetworkInfo
-from job.preflight import start as preflight
+from job.preflight import doctor as preflight
 from job.progress import Plan, Progress
 from job.run import layout
 from job.run.outputs import History, Run
