@@ -39,7 +39,7 @@ def check_device(device: torch.device) -> Finding:
         f"{free / GIB:.1f} of {total / GIB:.1f} GiB free; driver {driver.version() or 'of unknown version'}"
         + (f" for CUDA up to {newest[0]}.{newest[1]}" if newest else "")
         + f"; PyTorch {torch.__version__} with CUDA {torch.version.cuda} and cuDNN {_cudnn()}; "
-        + describe(health)
+        + describe_health(health)
     )
     if health and health.uncorrected:
         return warning(
@@ -53,7 +53,7 @@ def bus_address(domain: int, bus: int, device: int) -> str:
     return f"{domain:08x}:{bus:02x}:{device:02x}.0"
 
 
-def describe(health: driver.Health | None) -> str:
+def describe_health(health: driver.Health | None) -> str:
     """Return the state of ECC and MIG as text."""
     if health is None:
         return "ECC and MIG unknown, since NVML (libnvidia-ml.so.1) does not answer"

@@ -160,7 +160,7 @@ class Connection:
             raise TransientError(f"{self.uri}: {error}", fix) from error
 
     def _explain(self, error: Exception, where: str) -> JobError:
-        known = explain(error, where)
+        known = from_boto(error, where)
         if isinstance(error, FOREIGN) and self._answered:
             return DoubtfulError(known, math.inf)
         if isinstance(error, FOREIGN):
@@ -239,10 +239,10 @@ class Connection:
         return not self._sends_ids and "html" not in headers.get("content-type", "")
 
 
-def explain(error: Exception, where: str) -> JobError:
+def from_boto(error: Exception, where: str) -> JobError:
     """Return the JobError for one of ERRORS; `where` is the URI of the request."""
     if isinstance(error, boto.ClientError):
-        return _explain_answer(error, where)
+        return _from_answer(error, where)
     if isinstance(error, _NO_KEYS):
         return RefusedError(
             f"{where}: {error}", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
@@ -254,7 +254,7 @@ def explain(error: Exception, where: str) -> JobError:
     return ConfigurationError(f"{where}: {error}", "Check the bucket's name and the AWS variables")
 
 
-def _explain_answer(error: boto.ClientError, where: str) -> JobError:
+def _from_answer(error: boto.ClientError, where: str) -> JobError:
     code = str(error.response["Error"].get("Code", ""))
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
     answer = f"{where}: HTTP {status} {code}: {error.response['Error'].get('Message', '')}"

@@ -19,7 +19,7 @@ from job.errors import ConfigurationError, JobError, MachineError, PermissionRef
 from job.store import open_store, s3, s3_client
 from job.store import service as service_of
 from job.store.base import AbsentError, ConflictError, RefusedError, TransientError
-from job.store.s3_client import explain
+from job.store.s3_client import from_boto
 from tests.limits import limited
 from tests.servers import ACCESS_KEY, DOMAIN, SECRET_KEY, FaultProxy, RangeServer, SeaweedFS, free_ports
 from tests.store.careless import CarelessS3
@@ -297,7 +297,7 @@ def test_each_answer_is_of_its_kind(code: str, status: int, kind: type[JobError]
         "Error": {"Code": code, "Message": "so it is"},
         "ResponseMetadata": {"HTTPStatusCode": status},
     }
-    error = explain(ClientError(answer, "GetObject"), "s3://bucket/key")
+    error = from_boto(ClientError(answer, "GetObject"), "s3://bucket/key")
     assert type(error) is kind
     assert error.exit_code == exit_code
     assert "s3://bucket/key" in str(error)
