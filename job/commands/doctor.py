@@ -60,7 +60,7 @@ def doctor(
     as_json: bool,
     **values: Any,
 ) -> int:
-    """Look at all that a run needs, in seconds: cause, fix and exit code of each failure.
+    """Check all that a run needs, in seconds. Each failure has its cause, fix and exit code.
 
     The exit code is that of the first failure that another machine would not mend, else of the first.
     """
