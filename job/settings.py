@@ -103,7 +103,9 @@ class Recipe:
     """
 
     depth: int = setting(22, "Convolutions on the longest path, 6n + 4.", minimum=10)
-    width: int = setting(6, "Width, times 16, 32 and 64 channels.", minimum=1)
+    width: int = setting(
+        6, "Width of the network: its groups have 16, 32 and 64 times as many channels.", minimum=1
+    )
     cycles: tuple[Cycle, ...] = setting(
         (Cycle(200, 5e-3), Cycle(200, 5e-4), Cycle(200, 5e-4)),
         "One-cycle periods with their peak learning rates.",

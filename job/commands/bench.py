@@ -40,7 +40,9 @@ Examples:
 @graph_option
 @cache_option_for("what --compile makes")
 @option("--rounds", type=click.IntRange(min=1), default=6, help="Measurements of each subject, in turn.")
-@option("--seconds", type=SECONDS, default="5 s", metavar="TIME", help="About how long each of them takes.")
+@option(
+    "--seconds", type=SECONDS, default="5 s", metavar="TIME", help="About how long each measurement takes."
+)
 @option("--price", type=click.FloatRange(min=0), help="Price of an hour here, for the cost of 600 epochs.")
 @device_option
 @json_option
@@ -62,7 +64,7 @@ def bench(
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure the speed of training on this machine, on images of noise.
+    """Measure the speed of training on this machine. The images are noise.
 
     \b
     loop          images/s of the job's training loop, of the bare loop (the

@@ -60,7 +60,7 @@ def doctor(
     as_json: bool,
     **values: Any,
 ) -> int:
-    """Check everything that a run needs, in seconds: GPU, store, credentials, clock, disks, data.
+    """Check all that a run needs, in seconds: GPU, store, credentials, clock, disks, data.
 
     Each failure has its cause, its fix and the exit code that `train` would end with. The command's exit code
     is that of the first failure that another machine would have too, else of the first.

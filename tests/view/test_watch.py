@@ -37,8 +37,8 @@ def test_a_terminal_is_redrawn_in_place_until_the_run_is_finished(tmp_path: Path
     terminal.read(lambda text: "epoch 3" in text or "3 of 10" in text)
     finish(run)
     assert terminal.read() == 0
-    assert terminal.text.count("phase") == 1
-    assert "phase     finished" in terminal.text
+    assert terminal.text.count("state ") == 1
+    assert "state       finished" in terminal.text
     assert "training" not in terminal.text
     assert not terminal.screen.cursor.hidden
 
@@ -48,7 +48,7 @@ def test_a_file_gets_whole_blocks_and_no_control_characters(tmp_path: Path) -> N
     threading.Timer(2, finish, [run]).start()
     done = subprocess.run([*STATUS, str(tmp_path), "--watch"], capture_output=True, text=True, check=True)
     blocks = done.stdout.strip().split("\n\n")
-    assert [block.split("\n")[1] for block in blocks][-1] == "phase     finished"
+    assert [block.split("\n")[1] for block in blocks][-1] == "state       finished"
     assert all(block.startswith("run ") for block in blocks)
     assert "\x1b" not in done.stdout + done.stderr
 
@@ -62,8 +62,8 @@ def test_a_store_that_does_not_answer_is_told_and_waited_for(s3_uri: str, proxy:
             proxy.default = ("unavailable", 0)
         elif look.outage and proxy.default[0] == "unavailable":
             assert look.seen is not None
-            assert "epoch     3 of 10" in look.text()
-            assert "cannot be reached" in look.text()
+            assert "epoch       3 of 10" in look.text()
+            assert "out of reach" in look.text()
             proxy.default = ("pass", 0)
             finish(run)
         assert len(looks) < 50
