@@ -84,7 +84,7 @@ def bench(
     from pathlib import Path
 
     with preemption.deferred():
-        from job.checks.bench import parts as measured_parts
+        from job.checks.bench.parts import Bench, measure
         from job.checks.bench.results import lines
         from job.machine import compiler
         from job.machine import device as devices
@@ -103,6 +103,5 @@ def bench(
         check_graph(recipe, chosen)
     if compile:
         compiler.prepare(Path(cache), chosen)
-    subject = measured_parts.Bench(recipe, chosen, rounds, seconds, price, graph)
-    results = measured_parts.run(subject, parts or PARTS)
+    results = measure(Bench(recipe, chosen, rounds, seconds, price, graph), parts or PARTS)
     click.echo(json.dumps(results, indent=2) if as_json else "\n".join(lines(results)))

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from click.testing import CliRunner
+
+from job.commands import cli
+from job.errors import JobError
 
 ROOT = Path(__file__).parent.parent.parent
 INFRA = ROOT / "infra"
@@ -41,7 +45,7 @@ def kubernetes_job(name: str) -> dict[str, Any]:
 
 
 def micronet(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command; an empty variable is removed."""
+    """Run the command in a process of its own; an empty variable is removed."""
     variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment}
     return subprocess.run(
         [sys.executable, "-m", "job.cli", *arguments],
@@ -55,10 +59,19 @@ def micronet(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 
 def rendered(*arguments: str) -> str:
-    done = micronet("submit", *arguments, "--dry-run")
-    assert done.returncode == 0, done.stderr
+    """Return what `--dry-run` prints; runs in this process."""
+    done = CliRunner().invoke(cli, ["submit", *arguments, "--dry-run"])
+    assert done.exit_code == 0, done.exception
     assert done.stderr == ""
     return done.stdout
+
+
+def refusal(*arguments: str) -> JobError:
+    """Return the error that `submit` raises for these options; runs in this process."""
+    done = CliRunner().invoke(cli, ["submit", *arguments])
+    assert isinstance(done.exception, JobError), done.exception
+    assert done.output == ""
+    return done.exception
 
 
 def assert_one_clear_line(done: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:

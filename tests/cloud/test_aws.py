@@ -8,12 +8,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from job.cloud import aws
 from job.cloud.submission import training
 from job.errors import JobError
-from tests.cloud.documents import IMAGE, INFRA, assert_one_clear_line, aws_template, micronet, rendered
+from tests.cloud.documents import (
+    IMAGE,
+    INFRA,
+    assert_one_clear_line,
+    aws_template,
+    micronet,
+    refusal,
+    rendered,
+)
 from tests.cloud.servers import KEYS, MASKED, Moto, Recorder, nobody
 
 RUN = "s3://my-bucket/runs/first"
@@ -146,6 +155,16 @@ def test_a_job_may_touch_its_prefix_only() -> None:
     }
 
 
+def surround(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    """Set these variables, remove the empty ones, and forget what boto3 has read from others."""
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    for name, value in {**KEYS, **MASKED, **variables}.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
+
+
 def test_submit(moto: Moto, stack: dict[str, str]) -> None:
     run = f"{stack['Runs']}/first"
     done = micronet(
@@ -166,10 +185,13 @@ def test_submit(moto: Moto, stack: dict[str, str]) -> None:
     assert {"name": "MICRONET_EXACT", "value": "1"} in job["container"]["environment"]
 
 
-def test_submit_again_is_the_same_command(moto: Moto, stack: dict[str, str]) -> None:
-    command = ["submit", "aws", "--run", f"{stack['Runs']}/again"]
-    ids = {micronet(*command, **moto.environment()).stdout.splitlines()[0] for _ in range(2)}
-    assert len(ids) == 2
+def test_submit_again_is_the_same_command(
+    moto: Moto, stack: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surround(monkeypatch, **moto.environment())
+    request = aws.request(training(f"{stack['Runs']}/again", {}), stack["Queue"], stack["Definition"])
+    (first, _), (second, _) = aws.submit(request), aws.submit(request)
+    assert first != second
 
 
 def test_submit_an_array(moto: Moto, stack: dict[str, str]) -> None:
@@ -195,33 +217,38 @@ def test_the_request() -> None:
     assert "timeout" not in json.loads(rendered("aws", "--run", RUN))
 
 
-def test_no_such_queue_and_no_such_definition(moto: Moto, stack: dict[str, str]) -> None:
+def test_no_such_queue_and_no_such_definition(
+    moto: Moto, stack: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surround(monkeypatch, **moto.environment())
     for option in ("--queue", "--definition"):
-        done = micronet("submit", "aws", "--run", RUN, option, "absent", **moto.environment())
-        assert_one_clear_line(done, 78, "absent", "--queue and --definition")
+        error = refusal("aws", "--run", RUN, option, "absent")
+        assert error.exit_code == 78
+        assert "absent" in error.message
+        assert "--queue and --definition" in error.fix
+
+
+@pytest.mark.parametrize(
+    ("variables", "exit_code", "named"),
+    [
+        ({"AWS_ENDPOINT_URL": "nowhere"}, 78, "AWS_ENDPOINT_URL"),
+        ({"AWS_DEFAULT_REGION": "", "AWS_REGION": ""}, 78, "AWS_DEFAULT_REGION"),
+        (dict.fromkeys((*KEYS, "AWS_PROFILE", "AWS_SESSION_TOKEN"), ""), 77, "AWS_ACCESS_KEY_ID"),
+    ],
+    ids=["no endpoint", "no region", "no credentials"],
+)
+def test_without_what_the_client_needs(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], exit_code: int, named: str
+) -> None:
+    surround(monkeypatch, **{"AWS_ENDPOINT_URL": nobody(), **variables})
+    error = refusal("aws", "--run", RUN)
+    assert error.exit_code == exit_code
+    assert named in str(error)
 
 
 def test_nobody_answers() -> None:
     done = micronet("submit", "aws", "--run", RUN, **KEYS, **MASKED, AWS_ENDPOINT_URL=nobody())
     assert_one_clear_line(done, 74, "AWS_ENDPOINT_URL")
-
-
-def test_no_endpoint() -> None:
-    done = micronet("submit", "aws", "--run", RUN, **KEYS, **MASKED, AWS_ENDPOINT_URL="nowhere")
-    assert_one_clear_line(done, 78, "nowhere", "AWS_ENDPOINT_URL")
-
-
-def test_no_credentials() -> None:
-    nothing = dict.fromkeys((*KEYS, "AWS_PROFILE", "AWS_SESSION_TOKEN"), "")
-    done = micronet("submit", "aws", "--run", RUN, **nothing, **MASKED, AWS_ENDPOINT_URL=nobody())
-    assert_one_clear_line(done, 77, "credentials", "AWS_ACCESS_KEY_ID")
-
-
-def test_no_region() -> None:
-    done = micronet(
-        "submit", "aws", "--run", RUN, **{**KEYS, **MASKED, "AWS_DEFAULT_REGION": "", "AWS_REGION": ""}
-    )
-    assert_one_clear_line(done, 78, "AWS_DEFAULT_REGION")
 
 
 @pytest.mark.parametrize(
@@ -237,8 +264,7 @@ def test_no_region() -> None:
 def test_refusals(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, status: int, code: str, exit_code: int
 ) -> None:
-    for name, value in {**KEYS, **MASKED, "AWS_ENDPOINT_URL": recorder.uri}.items():
-        monkeypatch.setenv(name, value)
+    surround(monkeypatch, AWS_ENDPOINT_URL=recorder.uri)
     recorder.status, recorder.answer = status, {"__type": code, "message": "the reason given"}
     with pytest.raises(
         JobError, match=f"the queue micronet: HTTP {status} {code}: the reason given"

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud import batch_v1
 
 from job.cloud import google
-from job.errors import JobError
+from job.errors import JobError, MachineError, PermissionRefusedError
 from tests.cloud.documents import (
     IMAGE,
     INFRA,
@@ -114,10 +114,18 @@ def test_submit(recorder: Recorder, account: str) -> None:
     assert sent == batch_v1.Job.from_json(rendered(*OPTIONS))
 
 
-def test_submit_again_is_the_same_command(recorder: Recorder, account: str) -> None:
-    first, second = (submit(account, recorder.uri).stdout.splitlines()[0] for _ in range(2))
-    assert first.startswith("job ")
-    assert first != second
+def called(monkeypatch: pytest.MonkeyPatch, account: str, endpoint: str) -> str:
+    """Submit the job in this process; return its id."""
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", account)
+    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH", endpoint)
+    return google.submit(google_job(), "micronet-first", "my-project", "us-central1")[0]
+
+
+def test_submit_again_is_the_same_command(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, account: str
+) -> None:
+    assert called(monkeypatch, account, recorder.uri) != called(monkeypatch, account, recorder.uri)
+    assert len(recorder.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -128,12 +136,10 @@ def test_refusals(
 ) -> None:
     recorder.status = status
     recorder.answer = {"error": {"code": status, "message": "the reason given"}}
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", account)
-    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH", recorder.uri)
     with pytest.raises(
         JobError, match=r"projects/my-project/locations/us-central1.*the reason given"
     ) as caught:
-        google.submit(google_job(), "micronet-first", "my-project", "us-central1")
+        called(monkeypatch, account, recorder.uri)
     assert caught.value.exit_code == exit_code
     assert caught.value.fix
     assert "PRIVATE KEY" not in str(caught.value)
@@ -144,13 +150,16 @@ def test_refused_on_the_command_line(recorder: Recorder, account: str) -> None:
     assert_one_clear_line(submit(account, recorder.uri), 77, "the reason given", "roles/batch.jobsEditor")
 
 
-def test_nobody_answers(account: str) -> None:
-    assert_one_clear_line(submit(account, nobody()), 74, "CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH")
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, account: str) -> None:
+    with pytest.raises(MachineError) as caught:
+        called(monkeypatch, account, nobody())
+    assert "CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH" in caught.value.fix
 
 
-def test_no_credentials(tmp_path: Path) -> None:
-    done = submit(str(tmp_path / "absent.json"), nobody())
-    assert_one_clear_line(done, 77, "absent.json", "gcloud auth application-default login")
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(PermissionRefusedError, match=r"absent\.json") as caught:
+        called(monkeypatch, str(tmp_path / "absent.json"), nobody())
+    assert "gcloud auth application-default login" in caught.value.fix
 
 
 def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from kubernetes.config import kube_config
 
 from job.cloud import kubernetes
 from job.errors import JobError
-from tests.cloud.documents import IMAGE, assert_one_clear_line, kubernetes_job, micronet, rendered
+from tests.cloud.documents import IMAGE, assert_one_clear_line, kubernetes_job, micronet, refusal, rendered
 from tests.cloud.servers import Recorder, nobody
 from tests.cloud.test_google import without
 
@@ -161,17 +161,23 @@ def test_refused_on_the_command_line(recorder: Recorder, cluster: str) -> None:
     assert "averysecrettoken" not in done.stderr
 
 
-def test_nobody_answers(tmp_path: Path) -> None:
-    assert_one_clear_line(submit(kubeconfig(tmp_path, nobody())), 74, "KUBECONFIG")
+def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", kubeconfig(tmp_path, nobody()))
+    error = refusal(*OPTIONS)
+    assert error.exit_code == 74
+    assert "KUBECONFIG" in error.fix
 
 
-def test_no_cluster(tmp_path: Path) -> None:
-    assert_one_clear_line(submit(str(tmp_path / "absent")), 78, "KUBECONFIG")
-
-
-def test_a_broken_configuration(tmp_path: Path) -> None:
-    (tmp_path / "broken").write_text("a: [")
-    assert_one_clear_line(submit(str(tmp_path / "broken")), 78, "KUBECONFIG")
+@pytest.mark.parametrize("content", [None, "a: ["])
+def test_without_a_valid_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "config").write_text(content)
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    error = refusal(*OPTIONS)
+    assert error.exit_code == 78
+    assert "KUBECONFIG" in error.fix
 
 
 def test_without_the_client() -> None:

@@ -1,4 +1,4 @@
-"""Which superclass a class belongs to, where the archive tells it."""
+"""Which superclass a class belongs to, where the archive defines it."""
 
 import pickle
 from pathlib import Path
@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from job.data import demo
-from job.data.archive import fetch, parse_source
 from job.data.cifar import FOLDER, load
-from job.data.extract import unpack
 from tests.archives import contents
 
 
@@ -33,16 +30,6 @@ def test_names_may_be_bytes_and_labels_an_array(tmp_path: Path) -> None:
     assert superclasses(tmp_path, content) == ("a",) * 5 + ("b",)
 
 
-def test_the_demos_are_its_shapes(tmp_path: Path) -> None:
-    demo.write(tmp_path / "demo.tar.gz")
-    archive = fetch([parse_source(str(tmp_path / "demo.tar.gz"))], tmp_path)
-    dataset = load(unpack(archive, tmp_path), archive.sha256)
-    assert all(
-        name.endswith(superclass)
-        for name, superclass in zip(dataset.classes, dataset.superclasses, strict=True)
-    )
-
-
 @pytest.mark.parametrize(
     ("where", "name", "value"),
     [
@@ -51,12 +38,12 @@ def test_the_demos_are_its_shapes(tmp_path: Path) -> None:
         ("meta", "coarse_label_names", [1, 2]),
         ("train", "coarse_labels", None),
         ("train", "coarse_labels", [0, 1] * 100),  # a class in two superclasses
-        ("train", "coarse_labels", [0]),  # not every class is told
+        ("train", "coarse_labels", [0]),  # a class without one
         ("train", "coarse_labels", [[0]] * 200),
         ("train", "coarse_labels", [-1] * 200),
     ],
 )
-def test_what_is_not_told_for_every_class_is_unknown(
+def test_what_is_not_defined_for_every_class_is_unknown(
     tmp_path: Path, where: str, name: str, value: Any
 ) -> None:
     content = contents(classes=7)
