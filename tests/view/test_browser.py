@@ -50,10 +50,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         write_run(store, **how)
         return read(store)
 
+    few, of_few = [f"class {index}" for index in range(12)], ["a", "b", "c"] * 4  # axe reads every cell
     contents = {
         "long": [stored_run("long", kills=3)],
         "one": [stored_run("one", epochs=12, kills=3)],
-        "seeds": [stored_run(f"seed-{seed}", seed=seed, epochs=6, kills=seed % 2) for seed in range(3)],
+        "seeds": [
+            stored_run(f"seed-{seed}", seed=seed, epochs=6, kills=seed % 2, classes=few, superclasses=of_few)
+            for seed in range(3)
+        ],
         "unfinished": [stored_run("unfinished", epochs=12, kills=1, finished=False)],
         "hostile": [
             replace(
