@@ -63,8 +63,8 @@ def doctor(
     """Check all that a run needs, in seconds.
 
     That is GPU, driver, store, credentials, clock, disks and data. Each failure has its cause, its fix and
-    the exit code that `train` would end with. The command's exit code is that of the first failure that another
-    machine would have too, else of the first.
+    the exit code that `train` would end with. The command's exit code is that of the first failure that
+    another machine would have too, else of the first.
     """
     from job.data.archive import place
     from job.preflight.doctor import examine, exit_code
