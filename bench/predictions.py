@@ -77,7 +77,7 @@ def find(results: dict[str, Any], figure: str) -> float | None:
 
 
 def compare(predictions: list[Prediction], results: dict[str, Any], gpu: str) -> list[dict[str, Any]]:
-    """Return each prediction with its result and whether it held, None where that cannot be said here."""
+    """Return each prediction with its result and whether it held, None where this device cannot say."""
     compared = []
     for prediction in predictions:
         value = find(results, prediction.figure)

@@ -1,10 +1,10 @@
-"""How long a process takes from its start to the first step when it goes on with a run.
+"""How long a process takes from its start to the first step when it resumes a run.
 
     python -m bench.resume --data file://$PWD/fashion.tar.gz
 
 Trains until a checkpoint is durable, kills the process, and starts the same command again several times,
 killing each after its first step: with the run in a folder, then in a real S3 server on loopback. The data
-are unpacked in the cache. Prints JSON with the parts of the start, as the event `first_step` tells them.
+are unpacked in the cache. Prints JSON with the parts of the start, as the event `first_step` has them.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def stopped(run: str, options: Sequence[str]) -> dict[str, Any]:
 
 
 def evaluation(options: Sequence[str]) -> list[str]:
-    """Return those of train's options that say where the data are."""
+    """Return those of train's options that name the data."""
     kept = ["--demo"] if "--demo" in options else []
     for name, value in pairwise(options):
         if name in EVALUATE:

@@ -1,9 +1,9 @@
-"""Does a slow or hung store slow the training down? Steps beside those of a run that saves nothing.
+"""Does a slow or hung store slow the training down? Steps compared with those of a run that saves nothing.
 
     python -m bench.slow_store
 
 Starts a real S3 server on loopback behind a proxy, and trains four runs in turn: two that save nothing (what
-identical runs differ by), one whose store takes 1 MB/s, and one whose store takes requests and never answers.
+identical runs differ by), one whose store takes 1 MB/s, and one whose store takes requests without an answer.
 Prints JSON: each step's time in the training thread, what a checkpoint blocked it for, and the copy alone.
 """
 

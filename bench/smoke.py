@@ -1,4 +1,4 @@
-"""Does the step do on this device what is promised: same bits, exact resume, no reads, right gradients?
+"""Does the step hold its promises on this device: same bits, exact resume, no reads, right gradients?
 
     python -m bench.smoke [--steps 50] [--precision bf16 --precision fp16 --precision fp32]
 
@@ -37,7 +37,7 @@ class HalfWayError(Exception):
 def trainer(
     recipe: Recipe, device: torch.device, steps: int, recorder: GraphRecorder | None = None
 ) -> Trainer:
-    """Return one at its first step, the same each time."""
+    """Return a trainer at its first step, the same each time."""
     torch.manual_seed(recipe.seed)
     model = default_network(recipe, torch.device("cpu")).to(device)
     return Trainer(model, batches(recipe, device, steps), recipe, lambda: None, recorder)
@@ -79,7 +79,7 @@ def resumed(recipe: Recipe, device: torch.device, steps: int) -> str:
 
 
 def without_reads(recipe: Recipe, device: torch.device, steps: int) -> str:
-    """Train an epoch whose steps, but for the first, may not wait for the GPU; return its bits."""
+    """Train an epoch whose steps after the first may not wait for the GPU; return its bits."""
     trained = trainer(recipe, device, steps)
 
     def after_step() -> None:
@@ -116,7 +116,7 @@ def gradient(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def flags() -> dict[str, Any]:
-    """Return what says how fp32 is computed, as PyTorch reads it back."""
+    """Return the flags of fp32 arithmetic, as PyTorch reads them back."""
     reads: dict[str, Callable[[], Any]] = {
         "fp32_precision": lambda: torch.backends.fp32_precision,
         "cuda.matmul.fp32_precision": lambda: torch.backends.cuda.matmul.fp32_precision,

@@ -137,7 +137,12 @@ class Progress:
         epoch, step = divmod(done, workload.steps_per_epoch)
         cycle, epoch_in_cycle = workload.cycle_of(epoch)
         rows = [
-            (f"epoch {epoch + 1}", step + (done < self.done), workload.steps_per_epoch, "step"),
+            (
+                f"epoch {epoch + 1} of {workload.epochs}",
+                step + (done < self.done),
+                workload.steps_per_epoch,
+                "step",
+            ),
             ("total", self.done, workload.steps, "step"),
         ]
         if len(workload.cycles) > 1:

@@ -298,7 +298,7 @@ def test_a_page_that_cannot_be_drawn_does_not_take_the_exit_code(
 class LaterRecipe(settings.Recipe):
     """The recipe of a later program, which has a field that older runs lack."""
 
-    label_smoothing: float = settings.later(0.0, before=0.0)
+    label_smoothing: float = settings.setting(0.0, "Label smoothing.", before=0.0)
 
 
 def test_a_run_of_an_older_program_comes_to_its_report_when_the_recipe_has_a_new_field(

@@ -1,6 +1,7 @@
-"""What the command line tells by itself: examples, the option one meant, and words for the shell."""
+"""What the command line shows by itself: examples, the option one meant, and words for the shell."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -43,6 +44,20 @@ NAMES = ("train", "data", "doctor", "status", "report", "evaluate", "score", "se
 def test_help_has_examples_on_lines_of_their_own(command: str) -> None:
     lines = [line.strip() for line in micronet(command, "--help").stdout.splitlines()]
     assert sum(line.startswith(f"micronet {command} ") for line in lines) >= 2
+
+
+def test_each_summary_fits_in_80_columns() -> None:
+    lines = micronet("--help", COLUMNS="80").stdout.partition("Commands:")[2].splitlines()
+    summaries = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if line.strip()}
+    assert summaries.keys() == {*NAMES, "submit"}
+    assert [summary for summary in summaries.values() if not re.fullmatch(r"[A-Z].*[^.]\.", summary)] == []
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_each_default_and_each_option_is_explained(command: str) -> None:
+    text = micronet(command, "--help").stdout
+    assert "(dynamic)" not in text
+    assert "As before" not in text
 
 
 def test_the_shell_completes_options() -> None:

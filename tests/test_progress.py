@@ -46,7 +46,7 @@ def test_a_terminal_shows_where_the_training_is(columns: int) -> None:
     terminal = Terminal([sys.executable, "-c", TRAINING, "human", "0.02"], columns)
     terminal.read(lambda text: "cycle 1 of 2" in text and "left" in text)
     assert re.search(r"cycle 1 of 2 .*epoch 1/2 +50%", terminal.text)
-    assert re.search(r"epoch 2 .*step \d+/40 +\d+%", terminal.text)
+    assert re.search(r"epoch 2 of 5 .*step \d+/40 +\d+%", terminal.text)
     assert re.search(r"total .*step \d+/200 +\d+%", terminal.text)
     terminal.read(lambda text: "loss 1.000" in text)
     assert re.search(r"cycle 2 of 2 .*epoch 1/3 +33%", terminal.text)

@@ -10,6 +10,7 @@ from job.commands.options import option
 from job.machine.preemption import Preemption
 
 LOG_FORMAT = click.Choice(["human", "json"])
+LOG_FORMAT_HELP = "Events on stderr: text, or a JSON object a line."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,7 +18,7 @@ LOG_FORMAT = click.Choice(["human", "json"])
     "--log-format",
     type=LOG_FORMAT,
     default="human",
-    help="Events on stderr as text or as a JSON object a line.",
+    help=LOG_FORMAT_HELP,
 )
 @click.version_option(VERSION, package_name="micronet")
 def cli(log_format: str) -> None:
@@ -49,7 +50,7 @@ for command in COMMANDS:
             type=LOG_FORMAT,
             expose_value=False,
             callback=_configure_behind,
-            help="As before the command.",
+            help=LOG_FORMAT_HELP,
         )
     )
     cli.add_command(command)

@@ -40,7 +40,9 @@ Examples:
 @graph_option
 @cache_option_for("what --compile makes")
 @option("--rounds", type=click.IntRange(min=1), default=6, help="Measurements of each subject, in turn.")
-@option("--seconds", type=SECONDS, default="5 s", metavar="TIME", help="About how long each of them takes.")
+@option(
+    "--seconds", type=SECONDS, default="5 s", metavar="TIME", help="About how long each measurement takes."
+)
 @option("--price", type=click.FloatRange(min=0), help="Price of an hour here, for the cost of 600 epochs.")
 @device_option
 @json_option
@@ -62,7 +64,7 @@ def bench(
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure the speed of training on this machine, on images of noise.
+    """Measure the speed of training on this machine. The images are noise.
 
     \b
     loop          images/s of the job's training loop, of the bare loop (the
@@ -82,7 +84,7 @@ def bench(
     from pathlib import Path
 
     with preemption.deferred():
-        from job.checks.bench import parts as measured_parts
+        from job.checks.bench.parts import Bench, measure
         from job.checks.bench.results import lines
         from job.machine import compiler
         from job.machine import device as devices
@@ -101,6 +103,5 @@ def bench(
         check_graph(recipe, chosen)
     if compile:
         compiler.prepare(Path(cache), chosen)
-    subject = measured_parts.Bench(recipe, chosen, rounds, seconds, price, graph)
-    results = measured_parts.run(subject, parts or PARTS)
+    results = measure(Bench(recipe, chosen, rounds, seconds, price, graph), parts or PARTS)
     click.echo(json.dumps(results, indent=2) if as_json else "\n".join(lines(results)))

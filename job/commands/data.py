@@ -21,8 +21,14 @@ Examples:
 @data_option
 @demo_option
 @cache_option
-@option("--export", metavar="DIR", help="Also write the images there as PNG class folders.")
-@option("--preview", metavar="FILE.png", help="Also draw training images there, as they are and augmented.")
+@option(
+    "--export",
+    metavar="DIR",
+    help="Also write the images to this folder, as PNG files in a folder for each class.",
+)
+@option(
+    "--preview", metavar="FILE.png", help="Also draw training images to this file, as they are and augmented."
+)
 def data(data: tuple[str, ...], demo: bool, cache: str, export: str | None, preview: str | None) -> None:
     """Fetch, verify and unpack the data set."""
     from pathlib import Path

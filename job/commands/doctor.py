@@ -26,7 +26,7 @@ from job.settings import DataSettings, DeviceSettings, Placement
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from job.preflight.check import Check
+    from job.preflight.check import Finding
 
 PIPE_WIDTH = 120
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -60,9 +60,11 @@ def doctor(
     as_json: bool,
     **values: Any,
 ) -> int:
-    """Look at all that a run needs, in seconds: cause, fix and exit code of each failure.
+    """Check all that a run needs, in seconds.
 
-    The exit code is that of the first failure that another machine would not mend, else of the first.
+    That is GPU, driver, store, credentials, clock, disks and data. Each failure has its cause, its fix and
+    the exit code that `train` would end with. The command's exit code is that of the first failure that
+    another machine would have too, else of the first.
     """
     from job.data.archive import place
     from job.preflight.doctor import examine, exit_code
@@ -73,33 +75,35 @@ def doctor(
         DataSettings(sources(data, demo), cache),
         DeviceSettings(chosen_device(device, gpu_required=not demo)),
     )
-    checks = examine(recipe, placement, place(store_cache, run))
-    code = exit_code(checks)
+    findings = examine(recipe, placement, place(store_cache, run))
+    code = exit_code(findings)
     if as_json:
-        click.echo(json.dumps({"exit_code": code, "checks": [check.to_json() for check in checks]}, indent=2))
+        click.echo(
+            json.dumps({"exit_code": code, "checks": [found.to_json() for found in findings]}, indent=2)
+        )
     else:
-        _print(checks)
+        _print(findings)
     return code
 
 
-def _print(checks: list[Check]) -> None:
+def _print(findings: list[Finding]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
-    console.print(_table(checks))
+    console.print(_table(findings))
 
 
-def _table(checks: list[Check]) -> Table:
+def _table(findings: list[Finding]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table("check", "", "found", box=None, padding=(0, 2, 0, 0))
-    for check in checks:
-        text = Text(printable(check.text))
-        if check.fix:
-            text.append(f"\n{printable(check.fix)}", style="bold")
-        status = check.status + (f" ({check.exit_code})" if check.exit_code else "")
-        table.add_row(check.name, Text(status, style=COLOURS[check.status]), text)
+    for found in findings:
+        text = Text(printable(found.text))
+        if found.fix:
+            text.append(f"\n{printable(found.fix)}", style="bold")
+        status = found.status + (f" ({found.exit_code})" if found.exit_code else "")
+        table.add_row(found.name, Text(status, style=COLOURS[found.status]), text)
     return table

@@ -32,7 +32,7 @@ Examples:
 @device_option
 @json_option
 def evaluate(uri: str, data: tuple[str, ...], demo: bool, cache: str, device: str, as_json: bool) -> None:
-    """Measure the test accuracy of the weights of the run (or the .safetensors file) at URI."""
+    """Measure the test accuracy of saved weights. URI is a run or a .safetensors file."""
     from job.train.evaluate import assess
 
     result = assess(uri, sources(data, demo), cache, chosen_device(device, gpu_required=False))

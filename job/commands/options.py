@@ -21,9 +21,8 @@ Settings = type[Recipe | Placement | DataSettings | DeviceSettings | AttemptSett
 def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
     """Return a click option that has an environment variable and shows it with its default."""
     variable = "MICRONET_" + name.split("/")[0].lstrip("-").upper().replace("-", "_")
-    return click.option(
-        name, *declarations, envvar=variable, show_envvar=True, show_default=True, **attributes
-    )
+    attributes = {"show_default": True} | attributes
+    return click.option(name, *declarations, envvar=variable, show_envvar=True, **attributes)
 
 
 class Seconds(click.ParamType[float]):
@@ -115,7 +114,13 @@ def default_cache() -> str:
 
 def cache_option_for(what: str) -> Callable[[Command], Command]:
     """Return --cache, with what a command keeps there as its help."""
-    return setting_option(DataSettings, "cache", default=default_cache, help=f"Folder for {what}.")
+    return setting_option(
+        DataSettings,
+        "cache",
+        default=default_cache,
+        show_default="~/.cache/micronet",
+        help=f"Folder for {what}.",
+    )
 
 
 data_option = setting_option(DataSettings, "data")

@@ -22,17 +22,23 @@ Examples:
 @option(
     "--output",
     metavar="FILE",
-    help="Where the page goes. Default: report.html in the run, or in the folder of several.",
+    help="File for the page. Default: report.html in the run, or in the folder of several.",
 )
-@option("--open", "show", is_flag=True, help="Open it in a browser.")
-@option("--csv", metavar="FILE", help="Also write every run's epochs there, as comma-separated values.")
+@option("--open", "show", is_flag=True, help="Open the page in a browser.")
 @option(
-    "--tensorboard", metavar="DIR", help="Also write TensorBoard's event files there, a folder for each run."
+    "--csv",
+    metavar="FILE",
+    help="Also write the epochs of every run to this file, as comma-separated values.",
+)
+@option(
+    "--tensorboard",
+    metavar="DIR",
+    help="Also write TensorBoard's event files to this folder, a folder below it for each run.",
 )
 def report(
     uris: tuple[str, ...], output: str | None, show: bool, csv: str | None, tensorboard: str | None
 ) -> None:
-    """Draw the page of a run, finished or not, or of several; a folder stands for the runs below it.
+    """Draw the page of a run, finished or not, or of several. A folder stands for the runs below it.
 
     The page is one HTML file that loads nothing. Runs that differ in nothing but the seed get a mean and its
     95 % interval.

@@ -65,7 +65,10 @@ def score(
     per_layer: bool,
     as_json: bool,
 ) -> None:
-    """Score the default network, saved weights or any model by the MicroNet Challenge's rules."""
+    """Score a network by the MicroNet Challenge's rules.
+
+    It is the default network, saved weights or any model of yours.
+    """
     gc.disable()  # torch's modules stay: to search them for garbage as they load takes 0.2 s
     from job.run import layout
     from job.score import report, source, tally

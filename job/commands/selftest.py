@@ -42,7 +42,7 @@ def selftest(
     precision: str,
     width: int,
 ) -> None:
-    """Prove exact resume and fencing in your own store: interrupted runs must end with identical bits.
+    """Prove exact resume and fencing in your own store. Interrupted runs must end with identical bits.
 
     Small runs are trained undisturbed, killed, paused while another attempt owns the run, resumed from a
     damaged checkpoint, and without a reader of their log. A proof that fails ends with 1 and is named.

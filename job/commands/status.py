@@ -23,10 +23,10 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("uri")
-@option("--watch", is_flag=True, help="Go on showing it every five seconds until the run is finished.")
+@option("--watch", is_flag=True, help="Show it every 5 s until the run is finished.")
 @json_option
 def status(uri: str, watch: bool, as_json: bool) -> None:
-    """Show where the run at URI stands, from its objects alone."""
+    """Show where the run at URI stands, read from its objects alone."""
     from job.store import open_store
     from job.view import status as view
 
@@ -46,11 +46,11 @@ def _watch(store: Store, as_json: bool) -> None:
         from rich.text import Text
 
         with Live(auto_refresh=False) as live:
-            for look in watch(store):
-                live.update(Text(look.text()), refresh=True)
+            for observation in watch(store):
+                live.update(Text(observation.text()), refresh=True)
         return
-    for look in watch(store):
-        if look.outage:
-            events.warn("store_unreachable", reason=look.outage)
-        elif look.seen:
-            click.echo(json.dumps(look.seen.to_json()) if as_json else look.text() + "\n")
+    for observation in watch(store):
+        if observation.outage:
+            events.warn("store_unreachable", reason=observation.outage)
+        elif observation.seen:
+            click.echo(json.dumps(observation.seen.to_json()) if as_json else observation.text() + "\n")

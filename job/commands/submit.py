@@ -51,7 +51,7 @@ PAIR = Pair()
 
 @click.group()
 def submit() -> None:
-    """Queue the training as a batch job, which is retried when its machine goes away.
+    """Queue the training as a batch job. It is retried when its machine goes away.
 
     When the scheduler has used up its attempts, the same command resumes the run.
     """

@@ -72,7 +72,7 @@ def train(
     accept_drift: bool,
     **values: Any,
 ) -> None:
-    """Fetch the data, train, evaluate and write the score report; go on where an earlier attempt stopped."""
+    """Fetch the data, train, evaluate and write the score report. A run that was interrupted is resumed."""
     recipe = chosen_recipe(context, demo, values)
     seed, run = array_member(os.environ, recipe.seed, run)
     recipe = replace(recipe, seed=seed)

@@ -183,7 +183,7 @@ def place(chosen: str | None, run: str | None) -> str | None:
 
 
 def copy_of(sha256: str, store: str) -> str:
-    """Return where `store` keeps, or would keep, the archive of that SHA-256."""
+    """Return the address in `store` of the archive of that SHA-256, which may be missing."""
     return f"{store}/{sha256}"
 
 

@@ -44,9 +44,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Two splits, the class that each label stands for, and the SHA-256 of the archive they are from.
+    """Two splits, the name of each label's class, and the SHA-256 of the archive that they are from.
 
-    `superclasses` has that of each class, () where the archive does not tell it.
+    `superclasses` has that of each class, () where the archive does not define it.
     """
 
     train: Split
@@ -114,13 +114,13 @@ def _check_names(names: Iterable[str], field: str) -> None:
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise _wrong("meta", f"`{field}`[{number}] is no text that UTF-8 can write") from error
+            raise _wrong("meta", f"`{field}`[{number}] cannot be written as UTF-8") from error
 
 
 def _superclasses(
     meta: dict[str, Any], train: dict[str, Any], labels: NDArray[np.int64], classes: int
 ) -> tuple[str, ...]:
-    """Return the superclass of each class; () unless the training images tell exactly one for every class."""
+    """Return the superclass of each class; () unless the training images have exactly one for each."""
     names, coarse = meta.get("coarse_label_names"), train.get("coarse_labels")
     coarse = coarse.tolist() if isinstance(coarse, np.ndarray) and coarse.ndim == 1 else coarse
     if not isinstance(names, list | tuple) or not isinstance(coarse, list | tuple):
@@ -130,9 +130,9 @@ def _superclasses(
         return ()
     if not all(type(index) is int and 0 <= index < len(names) for index in coarse):
         return ()
-    told = set(zip(labels.tolist(), coarse, strict=False))
-    of_class = dict(told)
-    if not len(told) == len(of_class) == classes:
+    pairs = set(zip(labels.tolist(), coarse, strict=False))
+    of_class = dict(pairs)
+    if not len(pairs) == len(of_class) == classes:
         return ()
     superclasses = tuple(names[of_class[label]] for label in range(classes))
     _check_names(superclasses, "coarse_label_names")

@@ -1,9 +1,9 @@
 """A generated data set in CIFAR-100's format, to try the whole job on without a download.
 
 Ten shapes in ten hues are 100 classes of 32x32 colour images. A shape lies anywhere, at any angle and in
-any size, on a brighter or a darker ground, so that no pixel tells it from another: a linear classifier on the
-pixels finds the hue and guesses the shape. Every shape is its own mirror image, and lighting moves a hue by
-less than half the way to the next one, so that the recipe's augmentation leaves every class what it is.
+any size, on a brighter or a darker ground, so that no single pixel identifies it: a linear classifier on
+the pixels finds the hue and guesses the shape. Every shape is its own mirror image, and lighting moves a hue
+by less than half the way to the next one, so that the recipe's augmentation leaves every class what it is.
 
 Only operations that IEEE 754 defines to the last bit are used (+ - * / and square root; no sine, no sums):
 numpy's others depend on the processor, and the archive's SHA-256 is part of a run's identity.
@@ -73,7 +73,7 @@ SHAPES: dict[str, Shape] = {
 def write(path: Path) -> str:
     """Write the data set to `path`, a `.tar.gz` in CIFAR-100's format; return its SHA-256.
 
-    10,000 training and 2,000 test images, the same for ever (another `SEED` or recipe is another data
+    10,000 training and 2,000 test images, always the same (another `SEED` or recipe is another data
     set). The coarse classes are the shapes. Raises OSError where the file cannot be written.
     """
     generator = np.random.default_rng(SEED)

@@ -1,4 +1,4 @@
-"""Fetch a remote file into the cache, in as many goes as it takes."""
+"""Download a file into the cache; retry, and resume where the download was cut."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from job.store.files import exclusive, explain, sha256_of
 
 FRUITLESS_TRIES = 4
 FIRST_PAUSE_SECONDS = 0.5
-"""A source is given up after this many tries without a new byte; each pause is twice the one before."""
+"""A download fails after this many tries without a new byte; each pause is twice the one before."""
 
 PROGRESS_SECONDS = 5
 MAX_ARCHIVE_BYTES = 8 * 2**30
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Record:
-    """What is known of a download, kept beside it for the next process. `sha256` is "" until it is whole."""
+    """The state of a download, stored next to it for the next process; `sha256` is "" until it is whole."""
 
     version: str | None = None
     size: int | None = None
@@ -42,11 +42,11 @@ class _Record:
 def download(uri: str, name: str, sha256: str | None, size: int | None, cache: Path) -> tuple[Path, str]:
     """Return the file at `uri`, kept in `cache`, and its SHA-256, which is `sha256` where that is given.
 
-    `name` is the URI as people may see it. A cut download goes on by range, in this call and in the next,
+    `name` is the URI without secrets. A cut download resumes by range request, in this call and the next,
     unless the file has changed. Only one process at a time downloads one URI; others wait for it.
 
-    Raises DataError for a file of another hash or size, or none; PermissionRefusedError; MachineError for
-    a full disk and TransientError (also a MachineError) when the source cannot be reached.
+    Raises DataError for a file that is missing or of another hash or size; PermissionRefusedError;
+    MachineError for a full disk and TransientError (also a MachineError) for an unreachable source.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def download(uri: str, name: str, sha256: str | None, size: int | None, cache: P
 
 
 def kept(sha256: str, cache: Path) -> Path:
-    """Return where `cache` keeps, or would keep, the download of that SHA-256."""
+    """Return the path in `cache` of the download of that SHA-256, which may be missing."""
     return cache / f"{sha256}.archive"
 
 
@@ -122,7 +122,7 @@ class _Download:
         return False
 
     def _is_unchanged(self) -> bool:
-        """Without a stated hash the cached copy is only right while the source still has the same version."""
+        """Return whether the source still has the version of the cached copy, which has no stated hash."""
         with open_remote(self.uri) as remote:
             if remote.version is None or remote.version != self.record.version:
                 return False
@@ -143,7 +143,7 @@ class _Download:
             raise TransientError(f"cut after {self._have()} of {remote.size} bytes", "Try later")
 
     def _check_offer(self, remote: Remote) -> None:
-        """Refuse what cannot be right, or cannot be held, before any of it is written."""
+        """Refuse a file of the wrong size, or too large for the disk, before any of it is written."""
         if remote.size is None:
             return
         if self.stated_size not in (None, remote.size):
@@ -164,7 +164,7 @@ class _Download:
                 file.write(chunk)
                 done += len(chunk)
                 if done > MAX_ARCHIVE_BYTES:
-                    self._refuse(f"it gives more than the {MAX_ARCHIVE_BYTES} bytes allowed")
+                    self._refuse(f"it has more than the {MAX_ARCHIVE_BYTES} bytes allowed")
                 if time.monotonic() - reported >= PROGRESS_SECONDS:
                     reported = time.monotonic()
                     rate = (done - remote.offset) / (reported - start)
@@ -183,7 +183,7 @@ class _Download:
     def _refuse(self, reason: str) -> NoReturn:
         self.partial.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
-        raise DataError(reason, "Name another source, or correct what is stated of this one")
+        raise DataError(reason, "Name another source, or correct its stated hash or size")
 
     def _read_record(self) -> _Record:
         with contextlib.suppress(FileNotFoundError, ValueError, TypeError):

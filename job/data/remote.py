@@ -1,4 +1,4 @@
-"""Read a file over HTTP or from a store, from any offset on, without mixing two versions of it."""
+"""Read a file over HTTP or from a store, from any offset, without mixing two versions of it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ CONNECT_SECONDS = 10
 READ_SECONDS = 30
 CHUNK_BYTES = 2**18
 RETRY_SECONDS = 2.0
-"""For a store's single bad answers; the caller retries the rest, and resumes from where it was cut."""
+"""For a store's single bad answers; the caller retries the rest and resumes."""
 
 PART_BYTES = 2**23
 SLOWEST_BYTES_PER_SECOND = 1000
 WINDOW_SECONDS = 60
-"""CIFAR-100's home gives some 10,000 bytes a second; what gives a tenth of that for a minute is stuck."""
+"""CIFAR-100's server sends some 10,000 bytes a second; a tenth of that for a minute counts as stuck."""
 
 
 @dataclass(frozen=True)
 class Remote:
     """A file being read: `chunks` start at `offset`, and `size` is that of the whole, in bytes.
 
-    `version` is what a later request names to go on with the same file; None where the server gives nothing
-    that could be relied on.
+    `version` identifies the file's version in a later request for the rest; None where the server sends no
+    reliable one.
     """
 
     offset: int
@@ -58,7 +58,7 @@ def open_remote(uri: str, offset: int = 0, version: str | None = None) -> Iterat
 
 
 def size_of(uri: str) -> int | None:
-    """Return the size of the file at `uri` in bytes, None where the server does not say.
+    """Return the size of the file at `uri` in bytes, None where the server does not state it.
 
     Asks for the file itself and leaves it unread, since an address may be signed for that alone. Raises as
     `open_remote` does.
@@ -82,7 +82,7 @@ def _open_http(uri: str, offset: int, version: str | None) -> Iterator[Remote]:
     except requests.RequestException as error:
         raise TransientError(f"no answer ({_cause(error)})", "Check the network, or try later") from error
     with response:
-        if response.status_code == 416:  # more is there than the file has: it was written by another hand
+        if response.status_code == 416:  # the offset is beyond the file's end: it is another version
             with _open_http(uri, 0, None) as remote:
                 yield remote
             return
@@ -158,7 +158,7 @@ def _open_stored(uri: str, offset: int, version: str | None) -> Remote:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the innermost cause, which a person can act on, such as `Connection refused`.
+    """Return the innermost cause, for a message, such as `Connection refused`.
 
     Only the system's own words: a library's may hold the address, and a server's anything.
     """

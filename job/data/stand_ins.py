@@ -1,4 +1,4 @@
-"""What a pickle's globals stand for: functions of this module that build integer arrays of checked shape."""
+"""Replacements for the globals in a pickle: functions that build integer arrays of checked shape."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Array:
         if not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS:
             raise DataError("an array has no shape, or too many dimensions")
         if not all(type(side) is int and side >= 0 for side in shape):
-            raise DataError("an array has a side that is no length")
+            raise DataError("an array has a side that is not a length")
         resolved = dtype.resolve()
         if math.prod(shape) * resolved.itemsize != len(raw):
             raise DataError(f"an array of another shape is stored in {len(raw)} bytes of type {resolved}")

@@ -1,8 +1,8 @@
-"""Read pickles from strangers: numpy arrays and plain containers come out, nothing else can be asked for.
+"""Read untrusted pickles: only numpy arrays and plain containers, within bounds.
 
-Every global a pickle may name stands for a function of this module, so that neither code of the archive's
-choice nor numpy's own reconstruction of unchecked shapes and dtypes ever runs. What comes out is a tree: its
-size, its depth and the time to read it are bounded by the file's, whatever the pickle shares.
+Every global that a pickle may name is replaced by a function of `stand_ins`, so that neither code of the
+archive's choice nor numpy's own reconstruction of unchecked shapes and dtypes ever runs. The result is a
+tree: its size, its depth and the time to read it are bounded by the file's, whatever the pickle shares.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_PICKLE_BYTES = 4 * 2**30
 """CIFAR-100's largest is 155 MB; reading takes about four times the file's size in memory."""
 
 MAX_OPCODES = 1_000_000
-"""CIFAR-100's largest has 200,000, read in 0.4 s. A container that is used again counts again."""
+"""CIFAR-100's largest has 200,000, read in 0.4 s. A container that is used twice counts twice."""
 
 MAX_DEPTH = 8  # containers in containers
 MAX_NUMBER_BITS = 64
@@ -67,7 +67,7 @@ def _dictionary(content: Any) -> dict[str, Any]:
 
 
 def _text(key: str | bytes) -> str:
-    """Keys are bytes in archives that were written again by Python 3 with `encoding="bytes"`."""
+    """Return a key as text: archives that Python 3 wrote again with `encoding="bytes"` have bytes."""
     return key.decode("latin1") if isinstance(key, bytes) else key
 
 
@@ -76,7 +76,7 @@ class _Reader:
 
     The standard library's machines share an object as often as a pickle asks, so that a few hundred bytes
     become a key of 2^60 leaves to be hashed, and the one in C allocates 16 bytes for every memo index up to
-    the largest named. Here a container has one place: what is used again is copied, and paid for.
+    the largest named. Here a container has one place: one that is used again is copied, and the copy counted.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -158,13 +158,13 @@ class _Reader:
 
     def _append(self, items: list[Any]) -> None:
         if type(self._stack[-1]) is not list:
-            raise DataError("it appends to something that is no list")
+            raise DataError("it appends to something that is not a list")
         _check_depth(items)
         self._stack[-1].extend(items)
 
     def _set(self, items: list[Any]) -> None:
         if type(self._stack[-1]) is not dict:
-            raise DataError("it sets a key of something that is no dictionary")
+            raise DataError("it sets a key of something that is not a dictionary")
         if not all(isinstance(key, str | bytes) for key in items[::2]):
             raise DataError("a key of a dictionary is not text")
         _check_depth(items)
@@ -178,7 +178,7 @@ class _Reader:
     def _reduce(self, _argument: None) -> None:
         function, arguments = self._pop(2)
         if not callable(function) or not isinstance(arguments, tuple):
-            raise DataError("it calls something that is no function")
+            raise DataError("it calls something that is not a function")
         self._pay_for(arguments)
         self._stack.append(function(*arguments))
 
@@ -192,7 +192,7 @@ class _Reader:
         elif isinstance(target, Dtype):
             target.set_byte_order(state[1])
         else:
-            raise DataError("it sets the state of something that is no array")
+            raise DataError("it sets the state of something that is not an array")
 
     def _pay_for(self, arguments: tuple[Any, ...]) -> None:
         """Count the bytes that a call may copy; a pickle could ask for the same ones any number of times."""

@@ -92,7 +92,7 @@ def text(answer: Answer) -> str:
         raise UnreadableError(str(error)) from error
 
 
-def document(answer: Answer) -> dict[str, Any]:
+def json_object(answer: Answer) -> dict[str, Any]:
     """Return the JSON object in the body, or raise UnreadableError."""
     try:
         content = json.loads(answer.body)

@@ -73,7 +73,7 @@ class EC2:
             answer = self._get("spot/instance-action")
         if answer.status == 404:
             return None
-        document = metadata.document(metadata.expect_200(answer))
+        document = metadata.json_object(metadata.expect_200(answer))
         action, when = document.get("action"), document.get("time")
         if not (isinstance(action, str) and isinstance(when, str)):
             raise UnreadableError(f"no action and time in {answer.body[:200]!r}")
@@ -172,7 +172,7 @@ class Azure:
         """Return the earliest Preempt or Terminate event that names this machine, if there is one."""
         path = "/metadata/scheduledevents?api-version=2020-07-01"
         answer = metadata.ask(self.endpoint, path, {"Metadata": "true"}, timeout=self.first_answer_seconds)
-        events = metadata.document(metadata.expect_200(answer)).get("Events")
+        events = metadata.json_object(metadata.expect_200(answer)).get("Events")
         if not (isinstance(events, list) and all(isinstance(event, dict) for event in events)):
             raise UnreadableError(f"no list of Events in {answer.body[:200]!r}")
         notices = [self._read(event, answer) for event in events if self._ends_this_machine(event)]

@@ -1,4 +1,4 @@
-"""Weights as a safetensors file that says by itself which network they belong to."""
+"""Weights as a safetensors file that also describes their network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from job.errors import DataError
 from job.network.wide_resnet import wide_resnet
 
 FORMAT = "micronet.weights/1"
-MAX_SIZE = 1000  # of depth and width, so that a forged file cannot ask for a network without end
+MAX_SIZE = 1000  # of depth and width, so that a forged file cannot ask for an endless network
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def load(data: bytes) -> tuple[nn.Sequential, NetworkInfo]:
 
 
 def _info(data: bytes) -> NetworkInfo:
-    """Read the header, which `safetensors` checks but does not hand out for bytes in memory."""
+    """Read the header, which `safetensors` checks but does not return for bytes in memory."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     info = _INFO.validate_json(header["__metadata__"][FORMAT])
     if not all(math.isfinite(value) for value in (*info.mean, *info.std)) or min(info.std) <= 0:

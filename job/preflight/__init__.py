@@ -1,1 +1,1 @@
-"""What must hold before a run begins: looked at by `micronet doctor`, and at the start of `train`."""
+"""The preconditions of a run, checked by `micronet doctor` and at the start of `train`."""

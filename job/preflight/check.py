@@ -1,4 +1,4 @@
-"""What one look at the machine, the store or the data has found."""
+"""A check of the machine, the store or the data, and what it has found."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from job.errors import JobError
 
 
 @dataclass(frozen=True)
-class Check:
-    """A finding. `text` says what is there or what is wrong, `fix` what to do about it.
-
-    A look returns it or raises the JobError that a run would end with; `failure` makes one of that.
-    """
+class Finding:
+    """What a check has found: `text` is the state or the cause of the failure, `fix` what to do about it."""
 
     name: str
     status: Literal["ok", "warning", "failed"]
@@ -28,31 +25,31 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Look:
-    """Something to look at. Calling it may raise JobError."""
+class Check:
+    """A named check; `run` returns its finding or raises the JobError that a run would end with."""
 
     name: str
-    at: Callable[[], Check]
-    late: str = "Check the network, or try later"  # the fix where no answer comes
+    run: Callable[[], Finding]
+    late: str = "Check the network, or try later"  # the fix where there is no answer in time
 
-    def safely(self) -> Check:
-        """Return what it finds, also where that is a JobError."""
+    def finding(self) -> Finding:
+        """Run the check and return its finding; a JobError becomes the finding of a failure."""
         try:
-            return self.at()
+            return self.run()
         except JobError as error:
             return failure(self.name, error)
 
 
-def ok(name: str, text: str) -> Check:
-    """Return the finding that all is well."""
-    return Check(name, "ok", text)
+def ok(name: str, text: str) -> Finding:
+    """Return the finding that nothing is wrong."""
+    return Finding(name, "ok", text)
 
 
-def warning(name: str, text: str, fix: str) -> Check:
-    """Return the finding that a run could go wrong, though nothing stops it yet."""
-    return Check(name, "warning", text, fix)
+def warning(name: str, text: str, fix: str) -> Finding:
+    """Return the finding that a run could fail later, though nothing stops it now."""
+    return Finding(name, "warning", text, fix)
 
 
-def failure(name: str, error: JobError) -> Check:
+def failure(name: str, error: JobError) -> Finding:
     """Return the finding that a run would end with `error`."""
-    return Check(name, "failed", error.message, error.fix, error.exit_code)
+    return Finding(name, "failed", error.message, error.fix, error.exit_code)

@@ -1,4 +1,4 @@
-"""Every precondition of a run, in seconds whatever hangs."""
+"""All preconditions of a run: `micronet doctor` reports each in seconds, `train` stops at a failure."""
 
 from __future__ import annotations
 
@@ -6,80 +6,152 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from job.errors import JobError, MachineError
-from job.preflight import disk, source, storage
-from job.preflight.check import Check, Look, failure
-from job.settings import Placement, Recipe
-from job.store import open_store
+from job import events
+from job.data.archive import CIFAR100, Source, all_failed, copy_of, parse_source
+from job.data.download import kept
+from job.data.remote import HTTP, size_of
+from job.errors import DataError, JobError, MachineError
+from job.preflight import storage
+from job.preflight.check import Check, Finding, failure, ok, warning
+from job.settings import DEMO_DATA, DataSettings, Placement, Recipe
+from job.store import Store, local_path, open_store
+
+if TYPE_CHECKING:
+    import torch
 
 NETWORK_SECONDS = 3.0
-"""What store and source are waited for, from the start on, most of which PyTorch's import takes too."""
+"""The timeout of the store's and the data's checks; PyTorch is imported meanwhile."""
 
 DEVICE_SECONDS = 60.0
-"""What a kernel is waited for; a first one loads a gigabyte of libraries from a disk that may be slow."""
+"""The timeout of the device's checks; a first kernel loads a gigabyte of libraries from a disk."""
 
 RETRY_SECONDS = 1.0
 
 
-def examine(recipe: Recipe, placement: Placement, store_cache: str | None) -> list[Check]:
-    """Return every finding, in the order in which `train` would meet them; raise UsageError."""
+def examine(recipe: Recipe, placement: Placement, store_cache: str | None) -> list[Finding]:
+    """Return every finding, in the order of a `train`; raise UsageError."""
     store = open_store(placement.run, RETRY_SECONDS) if placement.run else None
-    stored = _Background(storage.looks(placement.run, store), NETWORK_SECONDS)
+    stored = _Background(storage.checks(placement.run, store), NETWORK_SECONDS)
     sources, cache = placement.data.data, Path(placement.data.cache)
-    at_data = Look("data", lambda: source.check_data(sources, cache, store_cache))
-    data = _Background([at_data], NETWORK_SECONDS)
-    device = _look_at_device(recipe, placement.device.device)
-    space = Look("disk", lambda: disk.check_space(recipe, placement.run, placement.data)).safely()
-    return [*device, *stored.found(), space, disk.check_shared_memory(), *data.found()]
+    data_check = Check("data", lambda: check_data(sources, cache, store_cache))
+    data = _Background([data_check], NETWORK_SECONDS)
+    device = _check_device(recipe, placement.device.device)
+    space = Check("disk", lambda: storage.check_space(recipe, placement.run, placement.data)).finding()
+    return [*device, *stored.found(), space, *data.found()]
 
 
-def _look_at_device(recipe: Recipe, requested: str) -> list[Check]:
+def _check_device(recipe: Recipe, requested: str) -> list[Finding]:
     from job.machine import device as devices
-    from job.preflight import gpu  # PyTorch takes a second or two, in which the network answers
+    from job.preflight import gpu  # takes a second or two, while the network's checks run
 
     try:
         device = devices.choose(requested)
     except JobError as error:
         return [failure("gpu", error)]
-    looks = [
-        Look("gpu", lambda: gpu.check_device(device)),
-        Look("kernel", lambda: gpu.check_work(device), late="The GPU hangs: use another machine"),
-        Look("precision", lambda: gpu.check_precision(recipe.precision, device)),
+    checks = [
+        Check("gpu", lambda: gpu.check_device(device)),
+        Check("kernel", lambda: gpu.check_work(device), late="The GPU hangs: use another machine"),
+        Check("precision", lambda: gpu.check_precision(recipe.precision, device)),
     ]
     if recipe.compile:
-        looks.append(Look("compile", lambda: gpu.check_compiler(device)))
-    return _Background(looks, DEVICE_SECONDS).found()
+        checks.append(Check("compile", lambda: gpu.check_compiler(device)))
+    return _Background(checks, DEVICE_SECONDS).found()
 
 
-def exit_code(checks: Sequence[Check]) -> int:
-    """Return that of the first failure which no other machine would mend, else of the first, else 0.
+def check(
+    recipe: Recipe, run: str | None, data: DataSettings, device: torch.device, store: Store | None
+) -> None:
+    """Check the device, the store and the disks; raise the first JobError, log warnings.
 
-    So a scheduler does not retry (74) what is refused (77) or set wrongly (78) besides.
+    `store` is the run's own, so that its requests find out about its service only once; None for a run
+    without --run. A store that does not answer is retried as in any other call. The data is not checked:
+    fetching it comes next.
     """
-    codes = [check.exit_code for check in checks if check.status == "failed"]
+    from job.preflight import gpu
+
+    for each in (
+        Check("gpu", lambda: gpu.check_device(device)),
+        Check("kernel", lambda: gpu.check_work(device)),
+        *storage.checks(run, store),
+        Check("disk", lambda: storage.check_space(recipe, run, data)),
+    ):
+        found = each.run()
+        if found.status == "warning":
+            events.warn("preflight", check=found.name, reason=found.text, fix=found.fix)
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """Return the exit code of the first failure that another machine has too, else of the first, else 0.
+
+    So a scheduler does not retry (74) a job that is also refused (77) or misconfigured (78).
+    """
+    codes = [found.exit_code for found in findings if found.status == "failed"]
     return next((code for code in codes if code != MachineError.exit_code), codes[0] if codes else 0)
 
 
-class _Background:
-    """Looks, one after the other, in a thread that is left alone when the time is over."""
+def check_data(sources: Sequence[str], cache: Path, store_cache: str | None) -> Finding:
+    """Check where the archive would come from; raise what `archive.fetch` would when no source answers.
 
-    def __init__(self, looks: Sequence[Look], seconds: float) -> None:
-        self._looks, self._seconds = looks, seconds
+    Nothing of it is downloaded. A source that fails before another that answers is a warning.
+    """
+    if tuple(sources) == (DEMO_DATA,):
+        return ok("data", "generated here")
+    failures: list[JobError] = []
+    for source in [parse_source(text) for text in sources] or CIFAR100:
+        try:
+            found = _find(source, cache, store_cache)
+        except JobError as error:
+            error.message = f"{source}: {error.message}"
+            failures.append(error)
+            continue
+        if failures:
+            reasons = "; ".join(error.message for error in failures)
+            return warning("data", f"{found}; before it {reasons}", "Check the sources in --data")
+        return ok("data", found)
+    raise failures[0] if len(failures) == 1 else all_failed(failures)
+
+
+def _find(source: Source, cache: Path, store_cache: str | None) -> str:
+    path = local_path(source.uri)
+    if path is not None:
+        if not path.is_file():
+            raise DataError("there is no such file", "Name another with --data")
+        return f"{path}, a file here"
+    if source.sha256 and kept(source.sha256, cache).exists():
+        return f"{source} is in {cache}"
+    if store_cache and source.sha256 and source.uri.startswith(HTTP):
+        copy = copy_of(source.sha256, store_cache)
+        try:
+            size_of(copy)
+        except JobError:
+            pass  # a run asks its source then
+        else:
+            return f"{source} is in {copy}"
+    size = size_of(source.uri)
+    return f"{source} answers" + (f", {size:,} bytes" if size is not None else "")
+
+
+class _Background:
+    """Runs checks, one after the other, in a thread that is abandoned at the timeout."""
+
+    def __init__(self, checks: Sequence[Check], seconds: float) -> None:
+        self._checks, self._seconds = checks, seconds
         self._deadline = time.monotonic() + seconds
-        self._found: list[Check] = []
+        self._found: list[Finding] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def found(self) -> list[Check]:
-        """Wait for the rest; a look that comes to no end has failed, and those after it are left out."""
+    def found(self) -> list[Finding]:
+        """Wait and return the findings; a check that hangs has failed, and those after it are left out."""
         self._thread.join(max(0.0, self._deadline - time.monotonic()))
         found = list(self._found)
-        if len(found) < len(self._looks):
-            late = MachineError(f"no answer within {self._seconds:g} s", self._looks[len(found)].late)
-            found.append(failure(self._looks[len(found)].name, late))
+        if len(found) < len(self._checks):
+            late = MachineError(f"no answer within {self._seconds:g} s", self._checks[len(found)].late)
+            found.append(failure(self._checks[len(found)].name, late))
         return found
 
     def _run(self) -> None:
-        for look in self._looks:
-            self._found.append(look.safely())
+        for check in self._checks:
+            self._found.append(check.finding())

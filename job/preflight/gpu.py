@@ -10,14 +10,14 @@ import torch
 from job.errors import ConfigurationError, MachineError
 from job.machine import compiler, driver
 from job.machine import device as devices
-from job.preflight.check import Check, ok, warning
+from job.preflight.check import Finding, ok, warning
 
 GIB = 2**30
 TOLERANCE = 0.01
 
 
-def check_device(device: torch.device) -> Check:
-    """Describe the device; ConfigurationError where this PyTorch has no code for that kind of GPU."""
+def check_device(device: torch.device) -> Finding:
+    """Describe the device; ConfigurationError where this PyTorch has no code for this kind of GPU."""
     if device.type != "cuda":
         return ok("gpu", f"none is used: {devices.describe(device)}")
     properties: Any = torch.cuda.get_device_properties(device)
@@ -39,10 +39,12 @@ def check_device(device: torch.device) -> Check:
         f"{free / GIB:.1f} of {total / GIB:.1f} GiB free; driver {driver.version() or 'of unknown version'}"
         + (f" for CUDA up to {newest[0]}.{newest[1]}" if newest else "")
         + f"; PyTorch {torch.__version__} with CUDA {torch.version.cuda} and cuDNN {_cudnn()}; "
-        + describe(health)
+        + describe_health(health)
     )
     if health and health.uncorrected:
-        return warning("gpu", text, "Use another machine: its memory has failed since the driver was loaded")
+        return warning(
+            "gpu", text, "Use another machine: this GPU's memory has failed since the driver was loaded"
+        )
     return ok("gpu", text)
 
 
@@ -51,8 +53,8 @@ def bus_address(domain: int, bus: int, device: int) -> str:
     return f"{domain:08x}:{bus:02x}:{device:02x}.0"
 
 
-def describe(health: driver.Health | None) -> str:
-    """Return what is known of ECC and MIG as a part of a sentence."""
+def describe_health(health: driver.Health | None) -> str:
+    """Return the state of ECC and MIG as text."""
     if health is None:
         return "ECC and MIG unknown, since NVML (libnvidia-ml.so.1) does not answer"
     parts = [f"ECC {_state(health.ecc)}"]
@@ -63,45 +65,45 @@ def describe(health: driver.Health | None) -> str:
     )
 
 
-def check_work(device: torch.device) -> Check:
-    """Allocate on the device, copy there, convolve and multiply, copy back and compare; raise MachineError.
+def check_work(device: torch.device) -> Finding:
+    """Run a small convolution and product on the device and compare with the processor; raise MachineError.
 
-    Within a hundredth of the largest number, which is far more than any algorithm of cuDNN is off.
+    The tolerance is a hundredth of the largest number, far above the error of any of cuDNN's algorithms.
     """
     images = (torch.arange(4 * 8 * 16 * 16) % 3).float().view(4, 8, 16, 16)
     filters = (torch.arange(8 * 8 * 3 * 3) % 5).float().view(8, 8, 3, 3)
     expected = _work(images, filters)
     try:
         found = _work(images.to(device), filters.to(device)).to("cpu")
-    except RuntimeError as error:  # of CUDA, of cuDNN, and memory that other processes hold
+    except RuntimeError as error:  # of CUDA, of cuDNN, or for lack of memory that other processes hold
         reason = str(error).splitlines()[0]
         raise MachineError(f"a small kernel fails on {device}: {reason}", "Use another machine") from error
     if not torch.allclose(found, expected, rtol=0, atol=TOLERANCE * expected.abs().max().item()):
         raise MachineError(f"{device} computes wrong numbers", "Use another machine")
-    return ok("kernel", f"{device} allocates, copies both ways and computes right")
+    return ok("kernel", f"{device} allocates, copies both ways and computes correctly")
 
 
-def check_compiler(device: torch.device) -> Check:
-    """Say that --compile has what it needs; ConfigurationError where it does not."""
+def check_compiler(device: torch.device) -> Finding:
+    """Check that --compile has what it needs; raise ConfigurationError."""
     if lacking := compiler.missing(device):
         raise compiler.refusal(lacking)
     return ok("compile", "all that torch.compile needs is here")
 
 
-def check_precision(requested: str, device: torch.device) -> Check:
-    """Say what arithmetic the training step gets, and why."""
+def check_precision(requested: str, device: torch.device) -> Finding:
+    """Report the precision of the training step, and why."""
     resolved = devices.resolve_precision(requested, device)
     if requested != "auto":
         return ok("precision", f"{resolved}, as asked for")
-    why = "made for by this device" if resolved != "fp32" else "since this device is made for nothing shorter"
+    why = "native to this device" if resolved != "fp32" else "since nothing shorter is native to this device"
     return ok("precision", f"{resolved}, {why}")
 
 
 def runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Tell whether a GPU runs code for one of `built_for`, such as sm_80 or compute_90.
+    """Return whether a GPU runs code for one of `built_for`, such as sm_80 or compute_90.
 
-    Machine code runs on its own major version from its minor on; compute_ code is translated for any later
-    one (CUDA C++ Programming Guide, "Binary compatibility" and "PTX compatibility").
+    Machine code (sm_) runs on its own major version from its minor version on, PTX (compute_) on any later
+    GPU (CUDA C++ Programming Guide, "Binary compatibility" and "PTX compatibility").
     """
     for name in built_for:
         kind, _, digits = name.partition("_")

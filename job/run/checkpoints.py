@@ -193,7 +193,7 @@ class Checkpoints:
             if stored.key not in self._written:
                 self._store.put(stored.key, objects[name])
                 self._written.add(stored.key)
-        events.phase("commit", epoch=manifest.epoch + 1, step=manifest.step)
+        events.phase("commit", **manifest.place._asdict())
         try:
             self._store.put_if_absent(manifest.key, encoded)
         except ConflictError:

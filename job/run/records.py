@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -71,6 +71,24 @@ class Metrics(Record):
     checkpoints: Count = 0
 
 
+class Place(NamedTuple):
+    """Where a training is, as people count: its epoch, from 1, and how many steps of that are done."""
+
+    epoch: int
+    step: int
+
+    @classmethod
+    def of(cls, epoch: int, step: int, steps_per_epoch: int) -> Self:
+        """Return the place of a training that continues with `epoch` and `step`, both from 0.
+
+        Between two epochs that is the end of the first, so that no run is in epoch 7 of 6.
+        """
+        return cls(epoch, steps_per_epoch) if epoch and not step else cls(epoch + 1, step)
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch} step {self.step}"
+
+
 class Manifest(Document):
     """One checkpoint of a run: the `number`th of the attempt `generation`.
 
@@ -110,6 +128,11 @@ class Manifest(Document):
     def key(self) -> str:
         """Where the manifest itself lies."""
         return layout.manifest(self.generation, self.number)
+
+    @property
+    def place(self) -> Place:
+        """Where the training was."""
+        return Place.of(self.epoch, self.step, (self.position - self.step) // max(1, self.epoch))
 
     @property
     def order(self) -> tuple[int, int]:

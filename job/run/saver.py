@@ -15,6 +15,7 @@ from pathlib import Path
 from job import events
 from job.errors import DataError, MachineError
 from job.run import layout
+from job.run.records import Place
 from job.run.state import TrainingState
 from job.store.base import AbsentError, TransientError
 from job.store.local import LocalStore
@@ -27,13 +28,13 @@ RETRY_SECONDS = 5.0  # between attempts to save while the store is out of reach
 class Durable:
     """The newest state that is safe, and when (time.monotonic()) it had been taken."""
 
-    epoch: int
+    epoch: int  # from 0; the epoch and step that training continues with
     step: int
+    place: Place
     taken: float
 
     def __str__(self) -> str:
-        """Return the place for people, who count epochs from 1."""
-        return f"epoch {self.epoch + 1} step {self.step}"
+        return str(self.place)
 
 
 class Saver:
@@ -130,7 +131,7 @@ class Saver:
 
     def _save(self, state: TrainingState, taken: float) -> None:
         started = time.monotonic()
-        events.phase("saving", epoch=state.epoch + 1, step=state.step)
+        events.phase("saving", **state.place._asdict())
         try:
             self.commit(state)
         except TransientError as error:
@@ -138,8 +139,8 @@ class Saver:
             return
         self.last_success = time.monotonic()
         self.save_seconds = self.last_success - started
-        self.durable = Durable(state.epoch, state.step, taken)
-        events.emit("checkpoint", epoch=state.epoch + 1, step=state.step, seconds=round(self.save_seconds, 2))
+        self.durable = Durable(state.epoch, state.step, state.place, taken)
+        events.emit("checkpoint", **state.place._asdict(), seconds=round(self.save_seconds, 2))
 
     def _put_back(self, state: TrainingState, taken: float, error: TransientError) -> None:
         outage = time.monotonic() - self.last_success

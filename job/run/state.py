@@ -17,7 +17,7 @@ from job.errors import DataError
 from job.run import layout
 from job.run.documents import Record
 from job.run.manifests import Checkpoint
-from job.run.records import Count, Epoch, Number, Quantity, epochs
+from job.run.records import Count, Epoch, Number, Place, Quantity, epochs
 
 FORMAT = "micronet.state/1"
 SLACK_BYTES = 2**24
@@ -65,6 +65,11 @@ class TrainingState(Record):
     loss_total: PlainTensor  # of the epoch's steps so far, scalar float32
     epoch_seconds: Quantity  # spent on the epoch's steps so far, over all attempts
     history: list[Epoch]  # of the finished epochs
+
+    @property
+    def place(self) -> Place:
+        """Where the training was."""
+        return Place.of(self.epoch, self.step, self.steps_per_epoch)
 
     def is_finite(self) -> bool:
         """Return whether every weight and every moment is a number."""

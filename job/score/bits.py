@@ -7,7 +7,7 @@
 Patterns are those of a shell. A parameter's is compared with the names in the state dict; it holds for the
 parameter and for what is computed from it ahead of time. An activation's and an accumulator's is compared
 with the path of each layer and with `layer:kind`, the kinds being those that the score's table lists. The
-first pattern that fits holds.
+first pattern that matches holds.
 
 - parameters: `scales` are further 32-bit values kept with the tensor; `block`, for example [4, 4], is the
   size of the blocks that are zero or kept whole, of the matrix of filters. 1 bit stands for -1 or +1.
@@ -71,7 +71,7 @@ Activation = Annotated[ActivationBits, BeforeValidator(_bare)]
 
 
 class Declared(_Record):
-    """What was declared: bits by pattern, in the order of the file."""
+    """The declared bits by pattern, in the order of the file."""
 
     parameters: dict[str, Parameter] = {}
     activations: dict[str, Activation] = {}
@@ -79,7 +79,7 @@ class Declared(_Record):
 
     @classmethod
     def parse(cls, text: str | bytes) -> Declared:
-        """Read the JSON shown above; raise UsageError naming what in it is wrong."""
+        """Read the JSON shown above; raise UsageError that names the invalid entry."""
         try:
             json.loads(text)  # pydantic's own message names neither line nor column
         except ValueError as error:
@@ -102,7 +102,7 @@ class Declared(_Record):
         return _first(self.accumulators, layer, f"{layer}:{kind}")
 
     def check(self, names: Iterable[str], layers: Iterable[str]) -> None:
-        """Raise UsageError for a pattern that fits nothing, which is a misspelt one.
+        """Raise UsageError for a pattern that matches nothing, which must be misspelt.
 
         `names` are those of the stored tensors, `layers` paths of layers and `path:kind`.
         """
@@ -115,7 +115,7 @@ class Declared(_Record):
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in known):
                     raise UsageError(
-                        f"--bits: no {what} fit {pattern!r}",
+                        f"--bits: no {what} match {pattern!r}",
                         f"There are for example {', '.join(known[:4]) or 'none'}",
                     )
 
@@ -135,6 +135,6 @@ def _explain(error: ValidationError) -> UsageError:
     if not rest:
         return UsageError(f"--bits: `{section}` is not an object of patterns")
     return UsageError(
-        f"--bits: {section} {rest[0]!r}: {json.dumps(first['input'])} is no width",
+        f"--bits: {section} {rest[0]!r}: {json.dumps(first['input'])} is not a width",
         'Write the bits, 1 to 32, or an object with `bits` and what goes with them; a sum may be "exact"',
     )

@@ -3,7 +3,7 @@
 RULES: conversions between formats that float32 represents exactly are not tallied. Rounding and clamping to
 whole numbers is such a conversion, whether `fake_quantize` does it or `x.round().clamp(0, 15)`. A scale that
 is no power of two and a zero point are arithmetic. Those of the way back, (q - zero point) * scale, count
-nothing where what reads the result carries them on: a dot product with constant weights, whose results are
+nothing where the reader of the result absorbs them: a dot product with constant weights, whose results are
 scaled anyway and have a bias, and the next quantisation, which has a scale of its own.
 """
 
@@ -24,7 +24,7 @@ CARRIES = ("move", "permutation", "relu", "pool", "max pool")
 
 @dataclass(frozen=True)
 class Conversions:
-    """What counts nothing (indices of operations), and the bits of the levels that operations leave."""
+    """The operations that count nothing (indices), and by operation the bits of the levels it returns."""
 
     gone: frozenset[int]
     bits: dict[int, int]
@@ -59,7 +59,7 @@ class _Search:
 
     def run(self) -> Conversions:
         for operation in self.graph.operations:
-            if _kind(operation) == "dequantise" and self._is_carried_on(operation.index):
+            if _kind(operation) == "dequantise" and self._is_absorbed(operation.index):
                 self.gone.add(operation.index)
             if operation.name == "aten.round" and not operation["decimals"]:
                 self._written_out(operation)
@@ -80,11 +80,11 @@ class _Search:
         self.bits[last.index] = bits
         way_back = list(self._way_back(last))
         self.bits |= {operation.index: bits for operation in way_back}
-        if way_back and self._is_carried_on(way_back[-1].index):
+        if way_back and self._is_absorbed(way_back[-1].index):
             self.gone |= {operation.index for operation in way_back}
 
     def _clamp_before(self, rounding: Operation) -> _Clamp | None:
-        """Return the clamp that `rounding` follows, directly or over a scaling."""
+        """Return the clamp before `rounding`, directly or with a scaling in between."""
         before = self._only_producer(rounding)
         if before is None:
             return None
@@ -99,16 +99,16 @@ class _Search:
         return _Clamp(clamp.low * factor, clamp.high * factor, (*clamp.gone, *scaling))
 
     def _way_back(self, levels: Operation) -> Iterator[Operation]:
-        """Yield what takes a zero point from `levels` and multiplies them by a scale, both constants."""
+        """Yield what subtracts a zero point from `levels` and multiplies them by a scale, both constants."""
         reader = self._only_reader(levels)
         while reader is not None and (_factor(reader) is not None or _shift(reader) is not None):
             yield reader
             reader = self._only_reader(reader)
 
-    def _is_carried_on(self, index: int) -> bool:
-        return all(self._carries_on(reader, index) for reader in self.consumers.get(index, []))
+    def _is_absorbed(self, index: int) -> bool:
+        return all(self._absorbs(reader, index) for reader in self.consumers.get(index, []))
 
-    def _carries_on(self, reader: int, index: int) -> bool:
+    def _absorbs(self, reader: int, index: int) -> bool:
         """Return whether scale and zero point of what `index` wrote cost nothing where `reader` reads it."""
         if reader == self.graph.end:
             return False
@@ -121,7 +121,7 @@ class _Search:
             return len(activations) == 1
         alone = all(operand.producers == (index,) for operand in activations)
         if kind in CARRIES and alone:
-            return self._is_carried_on(reader)
+            return self._is_absorbed(reader)
         # Of two summands one is brought to the scale of the other, and the sum to that of its quantisation.
         carries = kind in CARRIES or (kind == "add" and activations[-1].producers == (index,) and not alone)
         return carries and self._is_quantised_next(reader)
@@ -144,7 +144,7 @@ class _Search:
         )
 
     def _only_producer(self, operation: Operation) -> Operation | None:
-        """Return what produced all that `operation` reads, if nothing else reads it."""
+        """Return the one producer of all that `operation` reads, if nothing else reads it."""
         producers = {producer for operand in operation.reads for producer in operand.producers}
         if len(producers) != 1 or min(producers) < 0:
             return None

@@ -29,11 +29,11 @@ class Sums:
 
 @dataclass(frozen=True)
 class Term:
-    """So many multiplications and additions between `inputs`, the widest of which decides their bits.
+    """Multiplications and additions of `inputs`, the widest of which decides their bits.
 
-    Without inputs they are between 32-bit values: accumulators, intermediate results, Python numbers.
-    Additions in accumulators have the `sums` that they are part of, and where they come after the sums
-    what is `added`. Where an operator has dot products, their multiplications and additions are its first
+    Without inputs they are of 32-bit values: accumulators, intermediate results, Python numbers.
+    Additions in accumulators have the `sums` that they are part of; those after the sums also what is
+    `added`. Where an operator has dot products, their multiplications and additions are its first
     two terms.
     """
 
@@ -64,7 +64,7 @@ def free(_op: Operation, _sparse: IsSparse) -> list[Term]:
 
 
 def each(multiplications: int, additions: int) -> Formula:
-    """Count so much for each element of the result, at the width of the operator's own inputs."""
+    """Count these for each element of the result, at the width of the operator's own inputs."""
 
     def formula(op: Operation, _sparse: IsSparse) -> list[Term]:
         numel = op.output.numel
@@ -76,7 +76,7 @@ def each(multiplications: int, additions: int) -> Formula:
 
 
 def composed(multiplications: int, additions: int) -> Formula:
-    """Count so much for each element of the result, in steps whose intermediate results have 32 bits."""
+    """Count these for each element of the result, in steps whose intermediate results have 32 bits."""
 
     def formula(op: Operation, _sparse: IsSparse) -> list[Term]:
         return [Term(multiplications * op.output.numel, additions * op.output.numel)]
@@ -205,7 +205,7 @@ def attention(op: Operation, _sparse: IsSparse) -> list[Term]:
 
 
 def reduced(of_value: Cost, of_result: Cost, own_width: bool = False) -> Formula:
-    """Count so much for each value that is read and each result that they are reduced to.
+    """Count these costs for each value that is read and each result that they are reduced to.
 
     At the width of what is read if `own_width`, else in steps whose intermediate results have 32 bits.
     """
@@ -218,7 +218,7 @@ def reduced(of_value: Cost, of_result: Cost, own_width: bool = False) -> Formula
 
 
 def along(of_value: Cost, of_row: Cost) -> Formula:
-    """Count so much for each value and for each row of them along the dimension `dim`."""
+    """Count these costs for each value and for each row of them along the dimension `dim`."""
 
     def formula(op: Operation, _sparse: IsSparse) -> list[Term]:
         numel = op.output.numel
@@ -229,7 +229,8 @@ def along(of_value: Cost, of_row: Cost) -> Formula:
 
 def _per(values: int, groups: int, of_value: Cost, of_group: Cost, inputs: tuple[Operand, ...] = ()) -> Term:
     multiplications, additions = (
-        values * each + groups * once for each, once in zip(of_value, of_group, strict=True)
+        values * per_value + groups * per_group
+        for per_value, per_group in zip(of_value, of_group, strict=True)
     )
     return Term(multiplications, additions, inputs)
 

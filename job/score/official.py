@@ -20,7 +20,7 @@ from job.score.widths import FREEBIE_BITS, Widths
 def official(graph: Graph, storage: Storage, conversions: Conversions, baseline: Baseline | None) -> Tally:
     """Count every operator and every stored value of `graph`, folded, by the bits in `storage`.
 
-    Operators without a row are left out; the caller has refused or listed them.
+    Operators without a row are left out; the caller refuses or lists them.
     """
     folding = fold(graph, storage.widths.absorbs)
     shuffled = shuffles(graph)
@@ -99,7 +99,7 @@ def _needed(operation: Operation, folding: Folding, storage: Storage) -> Iterato
         key = ("scales", layer, scales(operation.arguments), zero_points(operation.arguments))
         yield key, _values(layer, "scales", scale_bits(operation.arguments, bits))
     if kind in ("quantise", "dequantise"):
-        return  # observers' other state is of training, and the way back has the scale of the way in
+        return  # an observer's other state is for training; dequantising uses the scale of quantising
     batch_norm = folding.shift_of.get(operation.index)
     for operand in operation.reads:
         if batch_norm is None or operand is not operation["bias"]:
@@ -180,7 +180,7 @@ class Storage:
                 self._sparse.add(key)
 
     def _saved(self, operation: Operation, stored: Stored) -> Fraction:
-        """Return the operations that `operation` is spared if `stored` is a sparse weight."""
+        """Return the operations that `operation` saves if `stored` is a sparse weight."""
         cost = self.widths.table[operation.name].cost
         dense, sparse = cost(operation, lambda _: False), cost(operation, lambda o: stored in o.stored)
         return self.widths.counted(operation, dense) - self.widths.counted(operation, sparse)

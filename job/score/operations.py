@@ -18,7 +18,7 @@ from job.score.graph import Operation
 
 @dataclass(frozen=True)
 class Row:
-    """What an operator is summed under, what it costs, and the rule the cost follows."""
+    """The kind that an operator is summed under, its cost, and the rule that the cost follows."""
 
     kind: str
     cost: f.Formula
@@ -68,7 +68,7 @@ _row("var var_mean", "reduction", f.reduced((1, 3), (2, -2)), "Definition: the m
 _row("std std_mean", "reduction", f.reduced((1, 3), (3, -2)), "Definition: sqrt(the mean of (x - mean)^2)")
 _row("linalg_vector_norm norm", "reduction", f.reduced((1, 1), (1, -1)), "Definition: (sum of |x|^p)^(1/p)")
 
-STANDING = "x * a + b, a and b known ahead of time; COUNTER has only folded ones (see folding.py)"
+STANDING = "x * a + b, a and b known ahead of time; COUNTER has only folded ones (see patterns.py)"
 NORMALISED = "Definition: (x - mean) / sqrt(variance + eps) * weight + bias"
 
 _row("native_batch_norm", "norm", f.batch_norm, STANDING)
@@ -157,7 +157,7 @@ _row("_to_copy", "move", f.free, _CONVERSION)
 
 SCALED = (
     "RULES waive conversions, so rounding and clamping to levels; a scale that is no power of two and a zero"
-    " point are arithmetic (quantised.py), unless what follows absorbs them (patterns.py)"
+    " point are arithmetic (quantised.py), unless what follows absorbs them (conversions.py)"
 )
 
 _FAKE = """
@@ -190,17 +190,17 @@ _row(
 
 
 def is_fill(name: str) -> bool:
-    """Return whether operator `name` writes a value it is given, reading nothing of the tensor it fills."""
+    """Return whether operator `name` fills a tensor without reading it."""
     return name in TABLE and TABLE[name].kind == "fill"
 
 
 def is_move(name: str) -> bool:
-    """Return whether operator `name` only moves values, so that a moved constant is the same constant."""
+    """Return whether operator `name` only moves values, so that a moved constant stays the same constant."""
     return name in TABLE and TABLE[name].kind in ("fill", "move", "permutation", "dequantise")
 
 
 def is_counted(row: Row | None) -> bool:
-    """Return whether an operator with this row computes something that is counted."""
+    """Return whether operators of this row are counted: neither unknown nor a fill or a move."""
     return row is not None and row.kind not in ("fill", "move")
 
 

@@ -1,10 +1,10 @@
-"""What several operators amount to together: foldings into convolutions, and channel shuffles.
+"""Sequences of operators that count as one: foldings into convolutions, and channel shuffles.
 
-What disappears into the convolutions ahead of time, by the conventions of the official rule set:
+Folded into the convolutions ahead of time, by the conventions of the official rule set:
 
-- A batch norm whose only input is a convolution with no other consumer: no multiplication is left, one
-  addition an element as that convolution's bias, one parameter a channel.
-- A multiplication by a constant after a convolution with no other consumer: nothing is left.
+- A batch norm whose only input is a convolution with no other consumer: one addition an element remains,
+  as that convolution's bias, and one parameter a channel.
+- A multiplication by a constant after a convolution with no other consumer: nothing remains.
 
 A convolution whose weight several calls share can absorb only what follows every one of them, and one whose
 weight is quantised nothing: multiplied by a factor for each channel, its values would have more levels.
@@ -28,14 +28,14 @@ SWAPS = ("aten.transpose", "aten.permute")
 
 @dataclass(frozen=True)
 class Folding:
-    """What counts nothing (indices of operations), and the batch norm that leaves a convolution a shift."""
+    """The folded operations (indices), and by convolution the batch norm whose shift becomes its bias."""
 
     gone: frozenset[int]
     shift_of: dict[int, Operation]
 
 
 def fold(graph: Graph, absorbs: Callable[[Operand], bool]) -> Folding:
-    """Find what folds into the convolutions of `graph` whose weight `absorbs` a factor."""
+    """Find the operations that fold into the convolutions of `graph` whose weight `absorbs` a factor."""
     consumers = graph.consumers()
     followers: dict[int, list[Operation]] = {}  # of each convolution, what it would absorb, in order
     convolution_of: dict[int, int] = {}  # by the operation whose result is the (folded) convolution's

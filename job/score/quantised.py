@@ -109,8 +109,8 @@ def quantise(op: Operation, _sparse: IsSparse) -> list[Term]:
 
 
 def dequantise(op: Operation, _sparse: IsSparse) -> list[Term]:
-    """Count (x - zero point) * scale, as `quantise` does; what `patterns` finds folded is not asked for."""
-    if not scales(op.arguments):  # those of a tensor of PyTorch's quantised types, which hides them
+    """Count (x - zero point) * scale, as `quantise` does; `conversions` finds where it is absorbed."""
+    if not scales(op.arguments):  # a tensor of PyTorch's quantised types hides them
         return [Term(op.output.numel, op.output.numel)]
     return _affine(op)
 

@@ -1,4 +1,4 @@
-"""A recorder of every operator that reads the image or what comes of it, and of where it is called."""
+"""Record every operator that reads the image or what is computed from it, and where it is called."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Origin:
 
 
 class Recorder(TorchDispatchMode):
-    """Active while a model runs, it records the graph; one recorder serves one run of one copy."""
+    """Records the graph of one run of one copy of a model, while it is active."""
 
     def __init__(self, stored: dict[int, Stored]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -103,7 +103,7 @@ class Recorder(TorchDispatchMode):
         return self.observe(func, func, args, kwargs or {})
 
     def observe(self, operator: Any, call: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        """Return what `call` returns, and record it as `operator`, whatever it calls itself."""
+        """Return what `call` returns, and record it as one `operator`, whatever it runs inside."""
         if self.inside:
             return call(*args, **kwargs)
         named = by_name(operator, args, kwargs)
@@ -152,7 +152,7 @@ class Recorder(TorchDispatchMode):
         return origin
 
     def _first_seen(self, tensor: Tensor) -> _Origin:
-        """Take a tensor that no operator wrote for a stored one; a single number is part of the code."""
+        """Treat a tensor that no operator wrote as a stored one; a single number is part of the code."""
         if id(tensor) in self.stored or tensor.dim() > 0:
             stored = self.stored.get(id(tensor)) or Stored.of(self._label("tensor"), tensor)
             return self._keep(tensor, _Origin(0, stored={id(stored): stored}))
@@ -171,7 +171,7 @@ class Recorder(TorchDispatchMode):
     ) -> None:
         self.time += 1
         name = plain_name(operator)
-        # A fill takes no more than the shape of what it fills.
+        # A fill reads only the shape of what it fills.
         sources = {key: value for key, value in arguments.items() if not (is_fill(name) and key == "self")}
         reads = tuple(leaf for leaf in tree_flatten(sources)[0] if isinstance(leaf, Operand))
         origins = [_Origin(self.time) for _ in outputs + changed]

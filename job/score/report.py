@@ -27,7 +27,7 @@ NOTES = {
 }
 
 WIDTH = 200
-"""Columns to lay out in: a table takes what it needs, and no number is ever cut short."""
+"""Columns of the widest table, so that no number is cut short."""
 
 
 @functools.cache
@@ -137,7 +137,7 @@ def _numbers(row: LayerRow | Sums) -> list[str]:
 
 
 def _share(tally: Tally, operations: Fraction = Fraction(), parameters: Fraction = Fraction()) -> list[str]:
-    """Return the cell of the column that a table without a baseline does not have."""
+    """Return the cell of the column `share of score`; none without a baseline."""
     if tally.baseline is None:
         return []
     return [f"{100 * tally.part(parameters, operations) / tally.score:.3f} %" if tally.score else ""]

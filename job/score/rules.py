@@ -41,7 +41,7 @@ class Unknown:
     operator: str
     layer: str
     where: str
-    branches: bool = False  # whether it decides by the image's values what is computed next
+    branches: bool = False  # whether the image's values decide what is computed next
 
     @classmethod
     def of(cls, operation: Operation) -> Unknown:
@@ -101,10 +101,10 @@ def score(
 
     A copy is run once, in eval mode; `model` itself is only read. `declared` has the bits of values
     that are quantised by simulation. `freebie=False` counts everything at its real width. Without a
-    `baseline` there are counts and no score (and sparse storage is weighed against CIFAR-100's).
-    `own_rules` are asked about operators that the table does not have.
+    `baseline` there are counts and no score (sparse storage is then weighed by CIFAR-100's).
+    `own_rules` count operators that the table does not have.
 
-    Raises UsageError for an operator that nobody counts, unless `allow_unknown` lists it, for an unknown
+    Raises UsageError for an operator that no rule counts, unless `allow_unknown` lists it, for an unknown
     rule set, a declaration without effect and a model that cannot be copied; DataError if the model does
     not run on such an image; JobError if torchstat counts a layer that it can count differently.
     """

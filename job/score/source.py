@@ -34,7 +34,7 @@ CONVERSION = (
 
 @dataclass(frozen=True)
 class Subject:
-    """A network and what to call it."""
+    """A network and its name."""
 
     name: str
     network: nn.Module
@@ -86,7 +86,7 @@ def input_shape(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise UsageError(f"--input: {text!r} is no shape", "Write for example --input 3,32,32")
+        raise UsageError(f"--input: {text!r} is not a shape", "Write for example --input 3,32,32")
     return shape
 
 

@@ -1,4 +1,4 @@
-"""What a rule set counted, line by line, and the score that it comes to."""
+"""What a rule set counted, line by line, and the resulting score."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Baseline:
             parameters = operations = 0.0
         if not (0 < parameters < float("inf") and 0 < operations < float("inf")):
             raise UsageError(
-                f"--baseline: {text!r} is no baseline",
+                f"--baseline: {text!r} is not a baseline",
                 f"Write {', '.join(BASELINES)} or PARAMETERS,OPERATIONS, for example 6.9e6,1170e6",
             )
         return cls("the given baseline", parameters, operations)
 
     def score(self, parameters: Fraction, operations: Fraction) -> float:
-        """Return what `parameters` and `operations` come to."""
+        """Return the score of `parameters` and `operations`."""
         return float(parameters) / self.parameters + float(operations) / self.operations
 
 
@@ -148,7 +148,7 @@ class Tally:
         return self.parameter_term + self.operation_term
 
     def part(self, parameters: Fraction = Fraction(), operations: Fraction = Fraction()) -> float:
-        """Return what so many parameters and operations add to the score."""
+        """Return what these parameters and operations add to the score."""
         if self.baseline is None:
             raise UsageError("there is no score without a baseline", "Name one with --baseline")
         return self.baseline.score(parameters, operations)

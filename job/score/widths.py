@@ -25,7 +25,7 @@ KEEPS_WIDTH = ("fill", "move", "permutation", "relu", "max pool", "dequantise")
 
 
 class Widths:
-    """The bits of everything that `graph` reads; what is `declared` goes before what the model says.
+    """The bits of everything that `graph` reads; `declared` bits take precedence over the model's.
 
     `table` has the row of each operator that is counted. `freebie` is whether the 16-bit rule is applied:
     where it is asked for and nothing is quantised.
@@ -59,7 +59,7 @@ class Widths:
         )
 
     def kind(self, operation: Operation) -> str:
-        """Return what the count of `operation` is summed under; "" if nothing counts it."""
+        """Return the kind that `operation` is summed under; "" if no rule counts it."""
         row = self.table.get(operation.name)
         if row is None:
             return ""
@@ -77,7 +77,7 @@ class Widths:
         return FREEBIE_BITS if self.freebie else self._own_bits(stored)
 
     def counted(self, operation: Operation, terms: list[Term]) -> Fraction:
-        """Return what `terms` count: each operation the bits of its widest input, over 32."""
+        """Return the count of `terms`: each operation the bits of its widest input, over 32."""
         bits = sum(
             term.multiplications * self.multiplication_bits(operation, term.inputs)
             + term.additions * self.addition_bits(operation, term.inputs)
@@ -86,7 +86,7 @@ class Widths:
         return Fraction(bits, 32)
 
     def accumulated(self, operation: Operation, terms: list[Term]) -> Fraction:
-        """Return what `terms` count with the accumulators that are declared for `operation`."""
+        """Return the count of `terms` with the accumulators that are declared for `operation`."""
         declared = self.accumulator(operation)
         if declared is None:
             return self.counted(operation, terms)

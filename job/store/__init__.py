@@ -1,4 +1,4 @@
-"""Stores: a local folder or a prefix in an S3 bucket behind one small interface (`base.Store`)."""
+"""Stores: a local folder or a prefix in an S3 bucket, behind one interface (`base.Store`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from job.store.retry import RetryingStore
 from job.text import redact
 
 if TYPE_CHECKING:
-    from job.store.s3_client import Service
+    from job.store.s3 import S3Service
 
 __all__ = ["Store", "local_path", "open_store", "service"]
 
@@ -22,9 +22,9 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
-    """Return the store at a path, `file://` or `s3://bucket/prefix`; the network is not touched yet.
+    """Return the store at a path, `file://` or `s3://bucket/prefix`, without a request.
 
-    Each call of the store tries for about `retry_seconds` before it raises TransientError. Raises
+    Each call of the store is retried for about `retry_seconds` before it raises TransientError. Raises
     UsageError for any other URI.
     """
     path = local_path(uri)
@@ -51,15 +51,15 @@ def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
 
 
 def _check_utf8(uri: str) -> None:
-    """Raise UsageError for bytes that are not UTF-8: reports, pages and buckets could not name the place."""
+    """Raise UsageError for a path that is not UTF-8: reports, pages and buckets cannot name it."""
     try:
         uri.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"{uri!r} is not UTF-8", "Name a folder whose whole path is UTF-8") from error
 
 
-def service(store: Store) -> Service | None:
-    """Return what the requests of a store so far have shown of the service behind it; None for a folder."""
+def service(store: Store) -> S3Service | None:
+    """Return what a store's requests have shown of its S3 service so far; None for a folder."""
     if local_path(store.uri) is not None:
         return None
     from job.store.s3 import S3Store

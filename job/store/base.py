@@ -1,34 +1,46 @@
-"""The contract of a store: where runs, checkpoints and cached archives live."""
+"""The contract of a store, and the check that one honours conditional writes."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
-from job.errors import DataError, JobError, MachineError, PermissionRefusedError
+from job.errors import ConfigurationError, DataError, JobError, MachineError, PermissionRefusedError
 
 MAX_KEY_BYTES = 512
 """S3 allows 1,024 bytes for the key and the store's own prefix together."""
 
 _SEGMENT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}")
 
+PROBES = "probes"
+STALE_SECONDS = 3600
+"""A probe takes seconds, and S3 refuses clocks that are 15 minutes off: an hour is stale by any clock."""
+
+DANGER = "two attempts could overwrite each other"
+
+_THROWAWAY = re.compile(rf"{PROBES}/(\d{{1,12}})-[0-9a-f]{{32}}")
+
 
 class AbsentError(DataError):
-    """There is no such key. A refusal, a missing bucket or a missing answer never raises it."""
+    """The key does not exist. Never raised for a refusal, a missing bucket or a missing answer."""
 
 
 class RefusedError(PermissionRefusedError):
-    """The store refuses the caller, or refuses the caller this key."""
+    """The store refuses the caller, or the caller's access to this key."""
 
 
 class TransientError(MachineError):
-    """No usable answer came. The same request may succeed later, and may have been carried out already."""
+    """There was no usable answer. The request may succeed later, and may have been carried out already."""
 
 
 class DoubtfulError(TransientError):
-    """An answer that may be a passing one: `verdict` is what to raise when it is the same for `seconds`."""
+    """An answer that may change soon: `verdict` is the error to raise when it lasts for `seconds`."""
 
     def __init__(self, verdict: JobError, seconds: float) -> None:
         super().__init__(verdict.message, verdict.fix)
@@ -43,7 +55,7 @@ class ConflictError(JobError):
 
 @dataclass(frozen=True)
 class Item:
-    """The whole content of a key and the version that `put_if_match` takes."""
+    """The content of a key, and the version for `put_if_match`."""
 
     data: bytes
     version: str
@@ -51,7 +63,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Part:
-    """Some bytes of a key, the version they are from, and the size of the whole in bytes."""
+    """Some bytes of a key, the version they are from, and the size of the whole content in bytes."""
 
     data: bytes
     version: str
@@ -83,16 +95,16 @@ class Store(Protocol):
 
     @property
     def uri(self) -> str:
-        """Where this is, for people and for `open_store`; holds no secrets."""
+        """The address, for people and for `open_store`; contains no secrets."""
 
     def get(self, key: str) -> Item:
         """Return the whole content; AbsentError when the key is absent."""
 
     def get_range(self, key: str, offset: int, length: int) -> Part:
-        """Return at most `length` bytes from `offset`; fewer only at the end, none past it."""
+        """Return at most `length` bytes from `offset`; fewer only at the end, none after it."""
 
     def put(self, key: str, data: bytes | Path) -> None:
-        """Write the key whatever was there; a path is the file to read, so that a large one is not held."""
+        """Write the key, replacing its content; a path is a file that is streamed."""
 
     def put_if_absent(self, key: str, data: bytes) -> str:
         """Write the key if it is absent, else ConflictError; return its version.
@@ -109,14 +121,14 @@ class Store(Protocol):
         """
 
     def delete(self, key: str) -> None:
-        """Remove the key; it need not be there."""
+        """Remove the key; it may be absent."""
 
     def list(self, folder: str = "") -> list[Entry]:
         """Return every key below `folder` (all keys for "") in no particular order."""
 
 
 def check_key(key: str) -> str:
-    """Return `key`, or raise DataError if a store cannot hold it or could be made to leave its folder by it.
+    """Return `key`, or raise DataError if a store cannot hold it or it could lead out of the store's folder.
 
     Allowed are segments of 1 to 200 characters, joined by single slashes: no leading dot (so no `..` and
     none of a folder store's own files), no backslash, no control characters, 512 bytes in all.
@@ -135,3 +147,56 @@ def is_key(key: str) -> bool:
     except DataError:
         return False
     return True
+
+
+def throwaway_key() -> str:
+    """Return a unique key whose name has the time it was made."""
+    return f"{PROBES}/{int(time.time())}-{uuid4().hex}"
+
+
+def sweep(store: Store) -> None:
+    """Delete the throw-away keys that processes left over an hour ago because they were killed."""
+    with contextlib.suppress(RefusedError):  # listing may be forbidden where writing is allowed
+        for entry in store.list(PROBES):
+            name = _THROWAWAY.fullmatch(entry.key)
+            if name and time.time() - int(name[1]) > STALE_SECONDS:
+                store.delete(entry.key)
+
+
+def probe(store: Store) -> None:
+    """Check with a throw-away key that `store` honours conditional writes.
+
+    Raises ConfigurationError where it does not, and the store's errors.
+    """
+    key = throwaway_key()
+    reason = _fault(store, key)
+    store.delete(key)  # not in a `finally`, which a signal would have to wait for: `sweep` deletes it later
+    if reason:
+        raise ConfigurationError(
+            f"{store.uri} {reason}",
+            "Use a store that honours conditional writes, such as AWS S3 or SeaweedFS, or a folder",
+        )
+
+
+def _fault(store: Store, key: str) -> str | None:
+    """Return what is wrong with conditional writes, by four writes to a new key; None where they work."""
+    one, two, three = (f"{key} {number}".encode() for number in (1, 2, 3))
+    try:
+        first = store.put_if_absent(key, one)
+    except ConflictError:
+        return "refuses a conditional write (If-None-Match) although the key is new"
+    if not _conflicts(lambda: store.put_if_absent(key, two)):
+        return f"ignores If-None-Match: {DANGER}"
+    if _conflicts(lambda: store.put_if_match(key, two, first)):
+        return "refuses a conditional write (If-Match) although the version is right"
+    if not _conflicts(lambda: store.put_if_match(key, three, first)):
+        return f"ignores If-Match: {DANGER}"
+    return None
+
+
+def _conflicts(put: Callable[[], str]) -> bool:
+    try:
+        put()
+    except ConflictError:
+        return True
+    return False

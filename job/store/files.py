@@ -1,4 +1,4 @@
-"""Local files: scratch folders, locks, durable writes, and the job's errors for those of the system."""
+"""Local files: scratch folders, locks, durable writes, and the JobError for an OSError."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ANNOUNCE_AFTER_SECONDS = 2.0
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SHORT = _FULL | {errno.EIO, errno.EROFS, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-"""What a machine can run out of, or lose, under a program that does nothing wrong."""
+"""Errors of a machine that has run out of something or has failed: not the program's fault."""
 
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISUSED = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EEXIST, errno.ELOOP}
@@ -47,7 +47,7 @@ def explain(error: OSError, path: Path | str) -> JobError:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file for reading; ConfigurationError for a pipe, socket or device, which could block for ever.
+    """Open a file for reading; ConfigurationError for a pipe, socket or device, whose reading could block.
 
     Raises OSError as `open` does.
     """
@@ -68,7 +68,7 @@ def sha256_of(path: Path) -> str:
 
 
 def fsync(path: Path) -> None:
-    """Make a file's content, or the names in a folder, survive a power loss."""
+    """Flush a file's content, or the names in a folder, to the disk, so that they survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -79,8 +79,8 @@ def fsync(path: Path) -> None:
 def write_durably(path: Path, data: bytes) -> None:
     """Write a new file whose content survives a power loss.
 
-    Large data bypasses the page cache: a checkpoint is not read soon, and filling the cache with its 116 MB
-    takes 35 to 290 ms of a processor that trains, where this takes 20.
+    Large data bypasses the page cache: a checkpoint is not read soon, and copying its 116 MB into the cache
+    takes 35 to 290 ms of the processor that trains, a direct write 20 ms.
     """
     with path.open("xb") as file:
         if len(data) < DIRECT_BYTES or not _write_directly(file.fileno(), data):
@@ -112,19 +112,19 @@ def _write_directly(descriptor: int, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, patience_seconds: float = float("inf")) -> Iterator[None]:
-    """Hold the lock file `path` against other threads and processes; it ends with the process.
+def exclusive(path: Path, timeout_seconds: float = float("inf")) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`, against threads and processes; it ends with the process.
 
-    Raises TransientError when another process holds it longer than `patience_seconds`. The file stays:
-    if it were removed, two could hold the lock at once.
+    Raises TransientError when another process holds it longer than `timeout_seconds`. The file stays: if it
+    were removed, two processes could hold the lock at once.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         start, announced = time.monotonic(), False
         while not _try_lock(descriptor):
             waited = time.monotonic() - start
-            if waited > patience_seconds:
-                raise TransientError(f"another process has held {path} for {patience_seconds:g} s")
+            if waited > timeout_seconds:
+                raise TransientError(f"another process has held {path} for {timeout_seconds:g} s")
             if waited > ANNOUNCE_AFTER_SECONDS and not announced:
                 events.emit("waiting_for_another_process", lock=str(path))
                 announced = True
@@ -138,8 +138,8 @@ def exclusive(path: Path, patience_seconds: float = float("inf")) -> Iterator[No
 def scratch(parent: Path) -> Iterator[Path]:
     """Make an empty folder in `parent` (itself made if missing), and remove it with its content afterwards.
 
-    It is on its parent's file system, so that a rename out of it is atomic. The next call removes what a
-    killed process left: a scratch folder is in use as long as its owner holds a lock on it.
+    It is on its parent's file system, so that a rename out of it is atomic. The next call removes the folders
+    that killed processes left: a scratch folder is in use as long as its process holds a lock on it.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _sweep(parent)
@@ -152,7 +152,7 @@ def scratch(parent: Path) -> Iterator[Path]:
 
 
 def _new_locked_folder(parent: Path) -> tuple[Path, int]:
-    """Make a folder and lock it; make another where a sweep has removed it before it was locked."""
+    """Make a folder and lock it; make another if a sweep removes it before it is locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
         with contextlib.suppress(FileNotFoundError):
@@ -165,7 +165,7 @@ def _new_locked_folder(parent: Path) -> tuple[Path, int]:
 
 def _sweep(parent: Path) -> None:
     for folder in parent.glob(f"{SCRATCH_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another sweep was faster, or it is another user's
+        with contextlib.suppress(OSError):  # removed by another sweep, or another user's
             # A pipe of that name would block the opening, and a link could lead out of the parent.
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

@@ -15,8 +15,8 @@ from job.store.base import AbsentError, ConflictError, Entry, Item, Part, check_
 from job.store.files import exclusive, explain, fsync, open_regular, scratch, sha256_of, write_durably
 
 LOCK = ".lock"
-LOCK_PATIENCE_SECONDS = 10.0
-"""The lock is held for a comparison and a rename; only a writer that is stopped meanwhile holds it longer."""
+LOCK_TIMEOUT_SECONDS = 10.0
+"""The lock is held for a comparison and a rename; only a writer that is paused holds it longer."""
 
 
 class LocalStore:
@@ -97,7 +97,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _replacing(self, key: str, data: bytes | Path) -> Iterator[Path]:
-        """Write a new file, let the body check its condition under the lock, then rename the file."""
+        """Write a new file, run the block under the lock, where it checks its condition, and rename."""
         path = self._path(key)
         with self._writing(key), scratch(self._root) as work:
             new = work / "new"
@@ -108,14 +108,14 @@ class LocalStore:
                 write_durably(new, data)
             _make_folder(path.parent)
             with self._locked():
-                if path.is_dir():  # it exists and cannot be read: a retry would never end
+                if path.is_dir():  # it exists and cannot be read: a retry would not help
                     raise ConfigurationError(f"{path} is a folder", "Remove it, or choose another folder")
                 yield path
                 new.rename(path)
             fsync(path.parent)
 
     def _locked(self) -> contextlib.AbstractContextManager[None]:
-        return exclusive(self._root / LOCK, LOCK_PATIENCE_SECONDS)
+        return exclusive(self._root / LOCK, LOCK_TIMEOUT_SECONDS)
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:
@@ -128,7 +128,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _writing(self, key: str) -> Iterator[None]:
-        """Explain what goes wrong; a folder that becomes read-only after a write is the machine's fault."""
+        """Raise the JobError for an OSError: MachineError for a folder that is read-only after a write."""
         try:
             yield
         except OSError as error:
@@ -142,7 +142,7 @@ class LocalStore:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make `folder` and what is above it so that the names survive a power loss."""
+    """Make `folder` and its parents so that their names survive a power loss."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

@@ -1,4 +1,4 @@
-"""A store that retries its requests, so that its users need not."""
+"""Retries with backoff, and a store that retries its requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class _Budget(stop_base):
-    """Stops after `seconds`, and when a DoubtfulError has been repeated for its own `seconds`."""
+    """Stops after `seconds`, or when a DoubtfulError has been repeated for its own `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -46,8 +46,8 @@ def patiently(
 ) -> T:
     """Return what `call` returns, retried after a TransientError until `seconds` are over.
 
-    The pauses are random and double up to 10 s; `report` is called before each. Raises the last error; for a
-    DoubtfulError, its verdict.
+    The backoff is random and doubles up to 10 s; `report` is called before each pause. Raises the last error;
+    for a DoubtfulError, its verdict.
     """
     retrying = Retrying(
         retry=retry_if_exception_type(TransientError),
@@ -66,8 +66,8 @@ def patiently(
 class RetryingStore:
     """The store `inner`, each of its calls retried after a TransientError until `budget_seconds` are over.
 
-    A call that has begun may finish later. A conditional put whose response was lost is recognised by its
-    content when the retry meets a conflict.
+    A call that has started may take longer. A conditional put whose response was lost is recognised by its
+    content when the retry gets a conflict.
     """
 
     def __init__(self, inner: Store, budget_seconds: float) -> None:
@@ -76,7 +76,7 @@ class RetryingStore:
 
     @property
     def uri(self) -> str:
-        """Return the inner store's."""
+        """Return the inner store's address."""
         return self.inner.uri
 
     def get(self, key: str) -> Item:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import urllib3
+from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.exceptions import ClientError
 
 from job.errors import ConfigurationError, JobError
-from job.store import probe
-from job.store.base import AbsentError, ConflictError, Entry, Item, Part, check_key, is_key
+from job.store.base import (
+    AbsentError,
+    ConflictError,
+    Entry,
+    Item,
+    Part,
+    check_key,
+    is_key,
+    sweep,
+    throwaway_key,
+)
 from job.store.files import open_regular
-from job.store.s3_client import Connection, Service
-from job.store.s3_errors import ForeignAnswerError
+from job.store.s3_client import Connection, ForeignAnswerError
+from job.text import redact
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -25,7 +39,20 @@ if TYPE_CHECKING:
 
 BODY_SECONDS = 30
 SLOWEST_BYTES_PER_SECOND = 10_000
-"""A body that drips never times out by itself: it may take 30 s and what its length takes at 10 kB/s."""
+"""A body may take 30 s and the time of its length at 10 kB/s: one that drips never times out by itself."""
+
+
+@dataclass(frozen=True)
+class S3Service:
+    """What a store's requests have shown of the S3 service so far; None is what is not known yet."""
+
+    endpoint: str
+    addressing: str | None  # path, virtual, or auto on AWS
+    checksums: str | None  # boto3's request_checksum_calculation that the service takes
+    clock_ahead_seconds: float | None  # of this machine's clock, by the last answer's Date (whole seconds)
+    credentials: str | None  # botocore's name of their source, such as env or iam-role
+    expires: datetime | None  # UTC; None also for credentials that do not state it
+    temporary: bool  # they have a session token, so they expire
 
 
 class S3Store:
@@ -41,9 +68,20 @@ class S3Store:
         """Return `s3://bucket/prefix`."""
         return self._connection.uri
 
-    def service(self) -> Service:
-        """Return what is known of the service without asking it anything."""
-        return self._connection.service()
+    def service(self) -> S3Service:
+        """Return what is known of the service without sending it a request."""
+        connection = self._connection
+        credentials = connection.credentials()
+        return S3Service(
+            endpoint=redact(connection.endpoint),
+            addressing=connection.addressing,
+            checksums=connection.checksums,
+            clock_ahead_seconds=connection.clock_ahead_seconds,
+            credentials=credentials.method if credentials else None,
+            expires=_expiry(credentials),
+            temporary=isinstance(credentials, RefreshableCredentials)
+            or bool(credentials and credentials.token),
+        )
 
     def get(self, key: str) -> Item:
         """See `base.Store`."""
@@ -87,7 +125,7 @@ class S3Store:
         """See `base.Store`."""
         try:
             return self._put(key, data, IfMatch=version)
-        except AbsentError as error:  # AWS says 404 here, others 412
+        except AbsentError as error:  # AWS answers 404 here, others 412
             raise ConflictError(f"{self.uri}/{key} has been deleted by someone else") from error
 
     def delete(self, key: str) -> None:
@@ -103,7 +141,7 @@ class S3Store:
         with self._connection.errors(folder):
             pages = self._connection.reader.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
-                if "IsTruncated" not in page:  # any list has it, an empty answer has not
+                if "IsTruncated" not in page:  # every listing has it, an empty answer does not
                     raise ForeignAnswerError(status=200, kind="no listing")
                 for item in page.get("Contents", []):
                     key = item["Key"].removeprefix(self._folder)
@@ -121,11 +159,11 @@ class S3Store:
 
     @cached_property
     def _writer(self) -> S3Client:
-        probe.sweep(self)
+        sweep(self)
         return self._connection.writer(self._try_out)
 
     def _try_out(self, client: S3Client) -> None:
-        key, data = probe.throwaway_key(), b"micronet"
+        key, data = throwaway_key(), b"micronet"
         with self._connection.errors(key):
             client.put_object(Bucket=self._bucket, Key=self._name(key), Body=data)
         try:
@@ -139,7 +177,7 @@ class S3Store:
 
 
 def _version(response: Mapping[str, Any]) -> str:
-    """Return the ETag of an answer; each of S3's that is about an object has one."""
+    """Return an answer's ETag, which each answer of S3 about an object has; else raise ForeignAnswerError."""
     if "ETag" not in response:
         raise ForeignAnswerError(status=response["ResponseMetadata"]["HTTPStatusCode"], kind="no ETag")
     return str(response["ETag"])
@@ -156,3 +194,14 @@ def _body(response: GetObjectOutputTypeDef) -> bytes:
             return body.read()
         finally:
             timer.cancel()
+
+
+def _expiry(credentials: Credentials | None) -> datetime | None:
+    """Return when credentials from the environment expire; others are renewed or do not state it."""
+    stated = os.environ.get("AWS_CREDENTIAL_EXPIRATION")
+    if credentials is None or credentials.method != "env" or not stated:
+        return None
+    with contextlib.suppress(ValueError):
+        expires = datetime.fromisoformat(stated)
+        return expires if expires.tzinfo else expires.replace(tzinfo=UTC)
+    return None

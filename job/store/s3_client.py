@@ -1,4 +1,4 @@
-"""The connection to an S3 service: what it turns out to need, and whether an answer is the service's own."""
+"""The connection to an S3 service: which requests it takes, and the job's errors for those of boto3."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import boto3
+from botocore import exceptions as boto
 from botocore.config import Config
-from botocore.credentials import Credentials, RefreshableCredentials
+from botocore.credentials import Credentials
 from botocore.model import OperationModel
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
-from job.errors import ConfigurationError, JobError
-from job.store.base import DoubtfulError, RefusedError, TransientError
-from job.store.s3_errors import ERRORS, FOREIGN, ForeignAnswerError, explain
-from job.text import redact
+from job.errors import ConfigurationError, JobError, MachineError
+from job.store.base import AbsentError, ConflictError, DoubtfulError, RefusedError, TransientError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -32,16 +31,16 @@ CONNECT_SECONDS = 10  # also the most that 16 KiB of an upload may take
 READ_SECONDS = 20  # boto3's own are 60 s each, three times
 
 FIRST_ANSWER_SECONDS = 5.0
-"""How long an endpoint that has never answered as S3 is retried: it may be a bad moment, or no S3 at all."""
+"""How long an endpoint that has never answered as S3 is retried: it may fail for a moment, or be no S3."""
 
 REFUSED_SECONDS = 60.0
-"""How long what was allowed before may be refused: rotated keys and changed policies take effect slowly."""
+"""How long a refusal is retried after the same operation was allowed: rotated keys take effect slowly."""
 
 UNTYPED = {
     "credentials are still expired": "Renew the credentials at their source",
     "can't start new thread": "Raise the limit of processes (--pids-limit, ulimit -u)",
 }
-"""What to do about a RuntimeError of botocore or Python that has no type of its own, by its text."""
+"""The fix for a RuntimeError of botocore or Python that has no type of its own, by its text."""
 
 REQUEST_ID = "x-amz-request-id"
 
@@ -51,51 +50,75 @@ Style = Literal["auto", "path", "virtual"]
 STYLES: tuple[Style, ...] = ("path", "virtual")
 
 
-@dataclass(frozen=True)
-class Service:
-    """What the requests of a store so far have shown of the service behind it; None is not known yet."""
+class ForeignAnswerError(boto.BotoCoreError):
+    """An answer that is not S3's: a proxy's, a load balancer's, a captive portal's."""
 
-    endpoint: str
-    addressing: str | None  # path, virtual, or auto on AWS
-    checksums: str | None  # boto3's request_checksum_calculation that the service takes
-    clock_ahead_seconds: float | None  # of this machine's clock, by the last answer's Date (whole seconds)
-    credentials: str | None  # botocore's name of their source, such as env or iam-role
-    expires: datetime | None  # when they end, UTC; None also where they say no end
-    temporary: bool  # they come with a session token, so they have an end
+    fmt = "HTTP {status} with {kind}, which is not an answer of S3"
+
+
+ERRORS = (boto.BotoCoreError, boto.ClientError, HTTPError)
+"""The errors of boto3, and those of urllib3 while a body is read."""
+
+FOREIGN = (ForeignAnswerError, ResponseParserError)
+
+_TRANSIENT = {
+    "ExpiredToken",  # the next request renews the credentials
+    "ExpiredTokenException",
+    "RequestTimeout",
+    "RequestThrottled",
+    "SlowDown",
+    "ThrottlingException",
+    "ConditionalRequestConflict",
+    "OperationAborted",
+    "BadDigest",  # this and the next three: the body was damaged on its way
+    "IncompleteBody",
+    "XAmzContentSHA256Mismatch",
+    "XAmzContentChecksumMismatch",
+}
+_WRONG_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}
+_NO_KEYS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.SSOError, boto.ProfileNotFound)
+_UNREACHABLE = (
+    boto.ConnectionError,
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    boto.ResponseStreamingError,
+    boto.FlexibleChecksumError,
+    boto.CredentialRetrievalError,
+    boto.MetadataRetrievalError,
+    ForeignAnswerError,
+    ResponseParserError,
+    HTTPError,
+)
 
 
 class Connection:
-    """Clients for one bucket, made when they are first needed. Nothing is sent before the first request.
+    """Clients for one bucket, made when they are first needed; nothing is sent before the first request.
 
-    Endpoint, region and credentials come from the standard AWS variables, files and roles, and are asked
-    for again when they expire.
+    Endpoint, region and credentials come from the standard AWS variables, files and roles; credentials are
+    renewed when they expire. `addressing` (path, virtual, or auto on AWS), `checksums` and
+    `clock_ahead_seconds` are None until a request has shown them.
     """
 
     def __init__(self, bucket: str, folder: str) -> None:
         self.uri = f"s3://{bucket}/{folder}".rstrip("/")
         self._bucket, self._folder = bucket, folder
         self._connecting = threading.Lock()
-        self._found_style: Style | None = None
-        self._found_checksums: Checksums | None = None
-        self._clock_ahead: float | None = None
-        self._answered = False  # as S3 does
-        self._sends_ids = False  # the service does, with each answer
+        self.addressing: Style | None = None
+        self.checksums: Checksums | None = None
+        self.clock_ahead_seconds: float | None = None
+        self._answered = False  # whether there was an answer that only S3 gives
+        self._sends_ids = False  # whether the service's answers have request ids
         self._allowed: set[str] = set()  # operations that have succeeded
 
-    def service(self) -> Service:
-        """Return what is known of the service without asking it anything."""
+    @property
+    def endpoint(self) -> str:
+        """The service's URL."""
+        return self._client("auto").meta.endpoint_url
+
+    def credentials(self) -> Credentials | None:
+        """Return the credentials in use, if there are any; raise RefusedError where their source fails."""
         with self.errors():
-            credentials = self._session.get_credentials()
-        return Service(
-            endpoint=redact(self._client("auto").meta.endpoint_url),
-            addressing=self._found_style,
-            checksums=self._found_checksums,
-            clock_ahead_seconds=self._clock_ahead,
-            credentials=credentials.method if credentials else None,
-            expires=_expiry(credentials),
-            temporary=isinstance(credentials, RefreshableCredentials)
-            or bool(credentials and credentials.token),
-        )
+            return self._session.get_credentials()
 
     @cached_property
     def reader(self) -> S3Client:
@@ -103,7 +126,7 @@ class Connection:
         return self._client(self._style())
 
     def writer(self, try_out: Callable[[S3Client], None]) -> S3Client:
-        """Return a client whose checksums the service takes: some refuse them, some keep them as content.
+        """Return a client whose checksums the service accepts: some refuse them, some store them as content.
 
         `try_out` writes and reads with a client and raises JobError where that fails.
         """
@@ -117,13 +140,13 @@ class Connection:
                     raise
                 refusals.append(error)
             else:
-                self._found_checksums = checksums
+                self.checksums = checksums
                 return client
         raise refusals[-1]
 
     @contextlib.contextmanager
     def errors(self, key: str = "") -> Iterator[None]:
-        """Raise the JobError for what boto3 raises in the block, which is about `key`."""
+        """Raise the JobError for what boto3 raises in the block, in a request about `key`."""
         try:
             yield
         except ERRORS as error:
@@ -137,7 +160,7 @@ class Connection:
             raise TransientError(f"{self.uri}: {error}", fix) from error
 
     def _explain(self, error: Exception, where: str) -> JobError:
-        known = explain(error, where)
+        known = from_boto(error, where)
         if isinstance(error, FOREIGN) and self._answered:
             return DoubtfulError(known, math.inf)
         if isinstance(error, FOREIGN):
@@ -148,12 +171,12 @@ class Connection:
         return known
 
     def _style(self) -> Style:
-        """Find out how buckets are addressed: on AWS that is known, elsewhere by path or by host name."""
-        if self._found_style is None:
-            host = urlsplit(self._client("auto").meta.endpoint_url).hostname or ""
+        """Return how buckets are addressed: on AWS boto3 knows it, elsewhere the service is tried."""
+        if self.addressing is None:
+            host = urlsplit(self.endpoint).hostname or ""
             on_aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-            self._found_style = "auto" if on_aws else self._answering_style()
-        return self._found_style
+            self.addressing = "auto" if on_aws else self._answering_style()
+        return self.addressing
 
     def _answering_style(self) -> Style:
         for style in STYLES:
@@ -170,7 +193,7 @@ class Connection:
                 continue
             else:
                 return style
-        # Listing may be forbidden where reading is not; otherwise the next request says what is wrong.
+        # Listing may be forbidden where reading is allowed; any other error comes with the next request.
         return "path"
 
     def _client(self, style: Style, checksums: Checksums = "when_supported") -> S3Client:
@@ -183,7 +206,7 @@ class Connection:
             response_checksum_validation=checksums,
         )
         with self._connecting, self.errors():  # a session may be used by one thread at a time
-            # AWS's own services set AWS_REGION, which boto3 does not read; without any, S3 redirects.
+            # AWS's services set AWS_REGION, which boto3 does not read. A wrong region gets a redirect.
             region = self._session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
             client = self._session.client("s3", region_name=region, config=config)
         client.meta.events.register("before-parse.s3", self._inspect)
@@ -196,9 +219,9 @@ class Connection:
     def _inspect(self, operation_model: OperationModel, response_dict: dict[str, Any], **_: Any) -> None:
         """Read the service's clock; raise ForeignAnswerError for an answer that is not an S3 service's."""
         status, headers = response_dict["status_code"], response_dict["headers"]
-        with contextlib.suppress(ValueError, TypeError):  # no date, or none that can be read
-            self._clock_ahead = time.time() - parsedate_to_datetime(headers.get("date")).timestamp()
-        if status >= 500 or status == 429:  # anybody's, and asked again whoever it is from
+        with contextlib.suppress(ValueError, TypeError):  # no date, or an invalid one
+            self.clock_ahead_seconds = time.time() - parsedate_to_datetime(headers.get("date")).timestamp()
+        if status >= 500 or status == 429:  # retried, whoever it is from
             return
         if not self._is_genuine(status, headers, response_dict["body"]):
             kind = headers.get("content-type") or "no type"
@@ -216,12 +239,43 @@ class Connection:
         return not self._sends_ids and "html" not in headers.get("content-type", "")
 
 
-def _expiry(credentials: Credentials | None) -> datetime | None:
-    """Return when credentials from the environment end; others are renewed, or do not say."""
-    stated = os.environ.get("AWS_CREDENTIAL_EXPIRATION")
-    if credentials is None or credentials.method != "env" or not stated:
-        return None
-    with contextlib.suppress(ValueError):
-        expires = datetime.fromisoformat(stated)
-        return expires if expires.tzinfo else expires.replace(tzinfo=UTC)
-    return None
+def from_boto(error: Exception, where: str) -> JobError:
+    """Return the JobError for one of ERRORS; `where` is the URI of the request."""
+    if isinstance(error, boto.ClientError):
+        return _from_answer(error, where)
+    if isinstance(error, _NO_KEYS):
+        return RefusedError(
+            f"{where}: {error}", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
+        )
+    if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return ConfigurationError(f"{where}: {error}", "Name the authority's certificate in AWS_CA_BUNDLE")
+    if isinstance(error, _UNREACHABLE):
+        return TransientError(f"{where}: {error}", "Check the network and AWS_ENDPOINT_URL_S3")
+    return ConfigurationError(f"{where}: {error}", "Check the bucket's name and the AWS variables")
+
+
+def _from_answer(error: boto.ClientError, where: str) -> JobError:
+    code = str(error.response["Error"].get("Code", ""))
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    answer = f"{where}: HTTP {status} {code}: {error.response['Error'].get('Message', '')}"
+    if code == "NoSuchKey":  # not any 404: others than S3 answer that too
+        return AbsentError(f"there is no {where}")
+    if code == "NoSuchBucket":
+        return ConfigurationError(
+            f"{where}: there is no such bucket", "Create it, or correct its name or AWS_ENDPOINT_URL_S3"
+        )
+    if code == "RequestTimeTooSkewed":
+        return MachineError(answer, "Set this machine's clock")
+    if code == "NotImplemented":  # 501, which would otherwise be retried
+        return ConfigurationError(answer, "Use a store with this request, such as AWS S3 or SeaweedFS")
+    if code in _TRANSIENT or status >= 500 or status == 429:
+        return TransientError(answer, "Try later")
+    if status == 412:
+        return ConflictError(f"{where} has been written by someone else")
+    if code in _WRONG_KEYS:
+        return RefusedError(answer, "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN")
+    if status in (401, 403):
+        return RefusedError(
+            answer, "Allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket for this prefix"
+        )
+    return ConfigurationError(answer, "Check the bucket's name, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL_S3")

@@ -125,7 +125,7 @@ class Attempt:
         else:
             self.state = self.unsaved.further(TrainingState.of(found, most) if found else None, most)
         if self.state:
-            events.emit("resume", attempt=self.generation, epoch=self.state.epoch + 1, step=self.state.step)
+            events.emit("resume", attempt=self.generation, **self.state.place._asdict())
 
     def fail(self, error: BaseException) -> None:
         """Record that `error` ends the attempt, unless an end is recorded or the store is what failed."""
@@ -179,7 +179,7 @@ class Attempt:
             durable = self.saver.durable
             good = f"the checkpoint of {durable} is good" if durable else NONE_GOOD
             raise ConfigurationError(
-                f"the weights are not finite in epoch {state.epoch + 1} at step {state.step}; {good}",
+                f"the weights are not finite after {state.place}; {good}",
                 "Lower the learning rate in --cycles, or use --precision fp32",
             )
         self._write({layout.STATE: state.encode()}, state.epoch, state.step, state.steps_per_epoch)

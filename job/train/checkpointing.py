@@ -94,8 +94,7 @@ class Checkpointing:
         if saved:
             self.attempt.checkpoints.end("preempted")
         place = self.saver.durable or "what this attempt began with"
-        here = f"epoch {self.trainer.epoch + 1} step {self.trainer.step}"
-        lost = "" if saved and state else f", and the steps up to {here} are lost"
+        lost = "" if saved and state else f", and the steps up to {self.trainer.place} are lost"
         return PreemptedError(f"{reason.message}; durable is {place}{lost}", "Run the same command again")
 
     def _keep_on_disk(self) -> str:
@@ -133,9 +132,8 @@ class Checkpointing:
         safe = self.saver.durable.taken if self.saver.durable else self.began
         return Beat(
             phase="finished" if self.attempt.finished else "training",
-            epoch=min(trainer.epoch + 1, trainer.recipe.epochs),
+            **trainer.place._asdict(),
             epochs=trainer.recipe.epochs,
-            step=trainer.step,
             steps_per_epoch=len(trainer.batches),
             batch_size=trainer.recipe.batch_size,
             accuracy=accuracies[-1] if accuracies else None,

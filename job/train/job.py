@@ -19,7 +19,7 @@ from job.machine import device as devices
 from job.machine.faults import Watchdog
 from job.machine.preemption import Preemption
 from job.network.weights import NetworkInfo
-from job.preflight import start as preflight
+from job.preflight import doctor as preflight
 from job.progress import Progress, Startup, Workload
 from job.run import layout
 from job.run.outputs import History, Run

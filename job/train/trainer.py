@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from job import events
 from job.errors import ConfigurationError
-from job.run.records import Epoch
+from job.run.records import Epoch, Place
 from job.run.state import TrainingState, copy_off, optimizer_state, restore_optimizer
 from job.settings import Recipe
 from job.train.loader import TrainingBatches
@@ -122,8 +122,13 @@ class Trainer:
             "images_per_second": round(speed, 1) or speed,
         }
 
+    @property
+    def place(self) -> Place:
+        """Where the training is."""
+        return Place.of(self.epoch, self.step, len(self.batches))
+
     def next_epoch(self) -> None:
-        """Go on to the first step of the next epoch."""
+        """Continue with the first step of the next epoch."""
         self.epoch, self.step, self.seconds_before = self.epoch + 1, 0, 0.0
         self.loss_total.zero_()
 

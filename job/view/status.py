@@ -15,36 +15,46 @@ from job.run.claims import latest
 from job.run.documents import Record
 from job.run.lineage import HEARTBEAT_SECONDS, REFUSED, last_beat, lineage
 from job.run.outputs import MAX_REPORT_BYTES
-from job.run.records import Beat, Share
+from job.run.records import Beat, Place, Share
 from job.store.base import Store, TransientError
 from job.text import duration
 
+SILENT = "silent"
 SILENT_SECONDS = 3 * HEARTBEAT_SECONDS  # without a heartbeat before an attempt is called silent
 
 WATCH_SECONDS = 5.0
-RETRY_SECONDS = 5.0  # for a call of the store, so that an outage is told while it lasts
+RETRY_SECONDS = 5.0  # for a call of the store, so that an outage is shown while it lasts
 
 MAX_SHOWN = 500  # characters of a line
 
 
 @dataclass(frozen=True)
 class Status:
-    """What the objects say. Ages compare the run's clock with this machine's; None is not known."""
+    """Where a run stands by its objects; ages compare its clock with this machine's, None is not known."""
 
     uri: str
-    phase: str  # finished, a phase of a live attempt, the reason why the last one ended, or silent
+    phase: str  # finished, training, why the last attempt ended, or silent: without a heartbeat for long
     attempts: int
-    epoch: int | None = None  # being trained, from 1
+    heartbeat_age_seconds: float | None = None  # of an attempt that recorded no end
+    epoch: int | None = None  # from 1, by the newest of heartbeat and checkpoint
     epochs: int | None = None
     step: int | None = None  # done in that epoch
     steps_per_epoch: int | None = None
     accuracy: float | None = None  # on the test set, after the last whole epoch or, finished, of the report
     images_per_second: float | None = None
-    checkpoint_epoch: int | None = None  # that the newest durable checkpoint goes on with, from 1
+    checkpoint_epoch: int | None = None  # of the newest checkpoint, from 1
     checkpoint_step: int | None = None
     checkpoint_age_seconds: float | None = None
     lost_if_killed_now_seconds: float | None = None
     seconds_left: float | None = None
+
+    @property
+    def state(self) -> str:
+        """The phase for people."""
+        if self.phase != SILENT:
+            return self.phase
+        age = self.heartbeat_age_seconds
+        return "no heartbeat yet" if age is None else f"no heartbeat for {duration(age)}"
 
     def to_json(self) -> dict[str, str | int | float | None]:
         """Return the fields as JSON values."""
@@ -63,21 +73,23 @@ def read(store: Store, now: datetime | None = None) -> Status:
     ended = attempts[-1].reason
     status = Status(
         uri=store.uri,
-        phase=ended or "silent",
+        phase=ended or SILENT,
         attempts=len(attempts),
-        checkpoint_epoch=manifest.epoch + 1 if manifest else None,
-        checkpoint_step=manifest.step if manifest else None,
+        checkpoint_epoch=manifest.place.epoch if manifest else None,
+        checkpoint_step=manifest.place.step if manifest else None,
         checkpoint_age_seconds=_age(manifest.saved, now) if manifest else None,
     )
     beat = last_beat(store, attempts[-1].generation)
     if beat is None:
         return status
     silence = _age(beat.time, now)
+    place = max(Place(beat.epoch, beat.step), manifest.place) if manifest else Place(beat.epoch, beat.step)
     status = replace(
         status,
-        epoch=beat.epoch,
+        heartbeat_age_seconds=None if ended else silence,
+        epoch=place.epoch,
         epochs=beat.epochs,
-        step=beat.step,
+        step=place.step,
         steps_per_epoch=beat.steps_per_epoch,
         accuracy=beat.accuracy,
         images_per_second=beat.images_per_second,
@@ -94,7 +106,7 @@ def read(store: Store, now: datetime | None = None) -> Status:
 
 def lines(status: Status) -> str:
     """Return the status for people."""
-    rows = [("run", status.uri), ("phase", status.phase), ("attempts", str(status.attempts))]
+    rows = [("run", status.uri), ("state", status.state), ("attempts", str(status.attempts))]
     if status.epoch is not None:
         rows.append(
             ("epoch", f"{status.epoch} of {status.epochs}, step {status.step} of {status.steps_per_epoch}")
@@ -104,13 +116,14 @@ def lines(status: Status) -> str:
     if status.images_per_second is not None:
         rows.append(("speed", f"{status.images_per_second:,.0f} images/s"))
     if status.checkpoint_age_seconds is not None:
-        place = f"epoch {status.checkpoint_epoch} step {status.checkpoint_step}"
-        rows.append(("durable", f"{place}, {duration(status.checkpoint_age_seconds)} old"))
+        place = f"epoch {status.checkpoint_epoch}, step {status.checkpoint_step}"
+        rows.append(("checkpoint", f"{place}; {duration(status.checkpoint_age_seconds)} old"))
     if status.lost_if_killed_now_seconds is not None:
-        rows.append(("at risk", f"killed now you lose {duration(status.lost_if_killed_now_seconds)}"))
+        unsaved = duration(status.lost_if_killed_now_seconds)
+        rows.append(("unsaved", f"{unsaved} of training, repeated if the attempt is killed now"))
     if status.seconds_left is not None:
         rows.append(("time left", duration(status.seconds_left)))
-    return "\n".join(f"{name:<10}{printable(value)[:MAX_SHOWN]}" for name, value in rows)
+    return "\n".join(f"{name:<12}{printable(value)[:MAX_SHOWN]}" for name, value in rows)
 
 
 class Observation(NamedTuple):
@@ -122,16 +135,14 @@ class Observation(NamedTuple):
     def text(self) -> str:
         """Return it for people."""
         seen = lines(self.seen) if self.seen else ""
-        outage = (
-            f"{'store':<10}cannot be reached, asking again: {printable(self.outage)}" if self.outage else ""
-        )
+        outage = f"{'store':<12}out of reach, retrying: {printable(self.outage)}" if self.outage else ""
         return "\n".join(filter(None, (seen, outage)))
 
 
 def watch(store: Store, every_seconds: float = WATCH_SECONDS) -> Iterator[Observation]:
-    """Yield a look every so many seconds, until one at the finished run.
+    """Yield an observation every `every_seconds` until the run is finished; raises the store's errors.
 
-    A store out of reach is part of what is seen; raises its other errors.
+    A store out of reach is no error, but part of the observation.
     """
     seen: Status | None = None
     while True:

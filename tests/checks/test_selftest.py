@@ -74,8 +74,8 @@ def assert_proved(done: subprocess.CompletedProcess[str], uri: str, kills: int) 
 
 
 @pytest.mark.timeout(900)
-def test_three_kills_the_fence_and_the_fallback_in_a_bucket(s3_uri: str) -> None:
-    assert_proved(run_selftest(s3_uri, "--kills", "3"), s3_uri, 3)
+def test_two_kills_the_fence_and_the_fallback_in_a_bucket(s3_uri: str) -> None:
+    assert_proved(run_selftest(s3_uri, "--kills", "2"), s3_uri, 2)
 
 
 @pytest.mark.soak

@@ -1,4 +1,4 @@
-"""What a job is told is what the user asked for, and nothing that must not be in it."""
+"""A job gets what the user asked for, and nothing that must not be in it."""
 
 import os
 import re
@@ -83,7 +83,7 @@ def test_train_reads_the_rest() -> None:
     }
 
 
-def test_a_grace_left_open_is_not_told() -> None:
+def test_a_grace_left_open_is_not_passed() -> None:
     assert "--grace" not in training(RUN, {}).arguments
     assert "MICRONET_ARRAY" not in training(RUN, {}).environment
 

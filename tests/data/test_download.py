@@ -48,7 +48,7 @@ def test_a_download_is_verified_and_kept(tmp_path: Path, server: RangeServer) ->
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_cut_download_goes_on_where_it_was(tmp_path: Path, server: RangeServer) -> None:
+def test_a_cut_download_resumes_where_it_was(tmp_path: Path, server: RangeServer) -> None:
     server.faults = [("cut", 300_000), ("cut", 0), ("cut", 200_000)]
     archive = fetch([source(server)], tmp_path)
     assert archive.path.read_bytes() == DATA
@@ -56,7 +56,7 @@ def test_a_cut_download_goes_on_where_it_was(tmp_path: Path, server: RangeServer
     assert [span for _, span in server.requests] == [None, "bytes=300000-", "bytes=300000-", "bytes=500000-"]
 
 
-def test_the_next_call_goes_on_too(tmp_path: Path, server: RangeServer) -> None:
+def test_the_next_call_resumes_too(tmp_path: Path, server: RangeServer) -> None:
     server.faults = [("cut", 400_000)] + [("status", 503)] * module.FRUITLESS_TRIES
     with pytest.raises(MachineError, match="503") as caught:
         fetch([source(server)], tmp_path)
@@ -66,7 +66,7 @@ def test_the_next_call_goes_on_too(tmp_path: Path, server: RangeServer) -> None:
     assert server.served == len(DATA)
 
 
-def test_a_killed_process_leaves_what_the_next_goes_on_with(tmp_path: Path, server: RangeServer) -> None:
+def test_a_killed_process_leaves_what_the_next_resumes(tmp_path: Path, server: RangeServer) -> None:
     server.faults = [("drip", 50_000)]
     script = (
         "import sys; from pathlib import Path; from job.data.archive import Source, fetch; "
@@ -102,7 +102,7 @@ def test_without_a_version_a_cut_download_starts_again(tmp_path: Path, server: R
     assert all(span is None for _, span in server.requests)
 
 
-def test_a_server_that_cuts_for_ever_at_one_place_is_given_up(tmp_path: Path, server: RangeServer) -> None:
+def test_a_server_that_always_cuts_at_one_place_is_given_up(tmp_path: Path, server: RangeServer) -> None:
     server.validators = False
     server.faults = [("cut", 1000)] * 100
     with pytest.raises(MachineError):
@@ -202,7 +202,7 @@ def test_a_server_that_drips_is_given_up(
     assert server.requests[1][1] is not None  # it was left, and asked for the rest
 
 
-def test_a_server_that_says_nothing_is_given_up(
+def test_a_silent_server_is_given_up(
     tmp_path: Path, server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "READ_SECONDS", 0.3)
@@ -261,7 +261,7 @@ def test_processes_at_once_download_once(tmp_path: Path, server: RangeServer) ->
     assert server.served == len(DATA)
 
 
-def test_an_s3_source_goes_on_where_it_was_cut(
+def test_an_s3_source_resumes_where_it_was_cut(
     tmp_path: Path, s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "PART_BYTES", 300_000)

@@ -98,7 +98,7 @@ def test_the_machines_own_copy_comes_first(
 
 
 @pytest.mark.parametrize("bad", [DATA[:-1] + b"x", DATA[:1000], b""])
-def test_a_damaged_copy_is_told_and_replaced(
+def test_a_damaged_copy_is_logged_and_replaced(
     tmp_path: Path, home: RangeServer, s3_uri: str, bad: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = open_store(s3_uri)
@@ -118,7 +118,7 @@ def test_a_byte_that_flips_on_the_way_costs_a_fetch_from_home(
 
 
 @pytest.mark.parametrize("trouble", ["keys", "bucket", "nobody there"])
-def test_a_cache_that_cannot_be_read_is_told_and_left_alone(
+def test_a_cache_that_cannot_be_read_is_logged_and_left_alone(
     tmp_path: Path,
     home: RangeServer,
     s3_uri: str,
@@ -138,7 +138,7 @@ def test_a_cache_that_cannot_be_read_is_told_and_left_alone(
     assert "data_cached" not in said
 
 
-def test_a_cache_that_cannot_be_written_is_told(
+def test_a_cache_that_cannot_be_written_is_logged(
     tmp_path: Path, home: RangeServer, s3_uri: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     proxy.refused = re.compile(r"^PUT ")
@@ -165,13 +165,13 @@ def test_a_slow_upload_is_not_waited_for(
     proxy.default = ("pass", 0)
     deadline = time.monotonic() + 15
     store = open_store(s3_uri)
-    while not store.list():  # it goes on beside the training
+    while not store.list():  # the upload continues
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert store.get(SHA256).data == DATA
 
 
-def test_a_large_copy_comes_in_parts_and_goes_on_where_it_was_cut(
+def test_a_large_copy_comes_in_parts_and_resumes_where_it_was_cut(
     tmp_path: Path, home: RangeServer, s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "PART_BYTES", 300_000)

@@ -1,4 +1,4 @@
-"""Which superclass a class belongs to, where the archive tells it."""
+"""Which superclass a class belongs to, where the archive defines it."""
 
 import pickle
 from pathlib import Path
@@ -38,12 +38,12 @@ def test_names_may_be_bytes_and_labels_an_array(tmp_path: Path) -> None:
         ("meta", "coarse_label_names", [1, 2]),
         ("train", "coarse_labels", None),
         ("train", "coarse_labels", [0, 1] * 100),  # a class in two superclasses
-        ("train", "coarse_labels", [0]),  # not every class is told
+        ("train", "coarse_labels", [0]),  # a class without one
         ("train", "coarse_labels", [[0]] * 200),
         ("train", "coarse_labels", [-1] * 200),
     ],
 )
-def test_what_is_not_told_for_every_class_is_unknown(
+def test_what_is_not_defined_for_every_class_is_unknown(
     tmp_path: Path, where: str, name: str, value: Any
 ) -> None:
     content = contents(classes=7)

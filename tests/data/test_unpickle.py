@@ -153,7 +153,7 @@ def test_a_wrong_array_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_state_cannot_be_set_on_anything_but_arrays(tmp_path: Path) -> None:
     before = dict(vars(stand_ins._encode))
-    with pytest.raises(DataError, match="no array"):
+    with pytest.raises(DataError, match="not an array"):
         read(tmp_path, b"\x80\x02c_codecs\nencode\n}U\x04evilK\x01sb.")
     with pytest.raises(DataError):
         read(tmp_path, b"\x80\x02cnumpy\nndarray\nN}U\x04evilK\x01s\x86b.")
@@ -249,7 +249,7 @@ def test_a_file_that_may_not_be_read_is_refused_as_such(nobody: Path) -> None:
         read_pickle(nobody / "secret")
 
 
-def test_arrays_below_the_top_are_not_looked_for(tmp_path: Path) -> None:
+def test_arrays_below_the_top_are_not_read(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     pickle.dump({"data": [np.zeros(2, np.uint8)]}, buffer)
     assert not isinstance(read(tmp_path, buffer.getvalue())["data"][0], np.ndarray)

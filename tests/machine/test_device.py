@@ -87,7 +87,7 @@ def test_a_number_without_a_gpu_is_refused_with_those_there_are() -> None:
         pick("cuda:3", GPUS[:1], "3")
 
 
-def test_a_gpu_of_another_size_is_drift_and_an_older_attempt_that_does_not_name_it_is_none(
+def test_a_gpu_of_another_size_is_drift_but_not_where_the_older_attempt_lacks_its_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def machine(multiprocessors: int) -> dict[str, str | None]:

@@ -86,7 +86,7 @@ def as_json() -> Iterator[None]:
     events.configure()
 
 
-def test_ec2_is_silent_until_the_interruption_and_then_tells_its_time(play, poller):
+def test_ec2_has_no_notice_until_the_interruption_and_then_its_time(play, poller):
     server = play(EC2Server)
     server.recommendation = True  # a rebalance recommendation is no notice
     poller.start()
@@ -111,7 +111,7 @@ def test_ec2_gets_a_new_token_when_the_old_one_expires(play, poller):
     assert server.requests.count("PUT /latest/api/token") == 2
 
 
-def test_ec2_behind_a_bridge_says_what_to_change(play, poller, capsys):
+def test_ec2_behind_a_bridge_logs_what_to_change(play, poller, capsys):
     server = play(EC2Server)
     server.hop_limit = 1
     poller.start()
@@ -142,7 +142,7 @@ def test_google_turns_true(play, poller):
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("Preempt", "preempt"), ("Terminate", "terminate")])
-def test_azure_tells_of_this_machine_only(play, poller, kind, expected):
+def test_azures_events_for_other_machines_are_no_notice(play, poller, kind, expected):
     server = play(AzureServer)
     server.schedule(kind, 30, machine="workers_70")
     for harmless in ("Freeze", "Reboot", "Redeploy"):
@@ -213,7 +213,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("kind", SERVERS)
 @pytest.mark.parametrize("nonsense", NONSENSE)
-def test_nonsense_is_no_notice_and_is_told_once(play, poller, kind, nonsense, capsys):
+def test_nonsense_is_no_notice_and_is_logged_once(play, poller, kind, nonsense, capsys):
     server = play(kind)
     server.nonsense = (200, NONSENSE[nonsense])
     poller.start()
@@ -235,7 +235,7 @@ def test_an_answer_without_end_is_not_read_to_the_end(play, poller, capsys):
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_a_service_that_fails_for_a_while_is_asked_again(play, poller, kind, capsys):
+def test_a_service_that_fails_for_a_while_is_retried(play, poller, kind, capsys):
     server = play(kind)
     server.nonsense = (503, b"busy")
     poller.start()
@@ -319,7 +319,7 @@ def test_an_address_shared_by_the_three_is_tried_once(poller, monkeypatch):
 @pytest.mark.parametrize(
     "endpoint", ["https://127.0.0.1", "127.0.0.1:80", "http://127.0.0.1:port", "http://"]
 )
-def test_an_endpoint_that_is_none_is_told(poller, monkeypatch, capsys, endpoint):
+def test_an_invalid_endpoint_is_logged(poller, monkeypatch, capsys, endpoint):
     for name, value in nowhere().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(EC2_VARIABLE, endpoint)

@@ -53,7 +53,7 @@ def test_a_containers_share_of_the_processors(
         ("1", {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "ACTIVE"}, "2 ACTIVE"),
     ],
 )
-def test_threads_fit_the_share_and_sleep_while_they_wait_unless_the_environment_says(
+def test_threads_fit_the_share_and_sleep_while_they_wait_unless_the_environment_is_set(
     quota: str, stated: dict[str, str], seen: str
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}

@@ -9,7 +9,7 @@ from job.errors import MachineError
 from job.machine import device as devices
 from job.machine.driver import Health
 from job.preflight import gpu
-from job.preflight.gpu import bus_address, check_device, check_precision, check_work, describe, runs_on
+from job.preflight.gpu import bus_address, check_device, check_precision, check_work, describe_health, runs_on
 
 CPU = torch.device("cpu")
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -93,15 +93,15 @@ def test_a_device_that_computes_wrong_is_the_machines_fault(
         (Health(None, None, None), "ECC not there, MIG not there"),
     ],
 )
-def test_the_state_of_a_gpu_is_said(health: Health, text: str) -> None:
-    assert describe(health) == text
-    assert "does not answer" in describe(None)
+def test_the_state_of_a_gpu_is_described(health: Health, text: str) -> None:
+    assert describe_health(health) == text
+    assert "does not answer" in describe_health(None)
 
 
 def test_a_bus_address_is_written_as_nvml_takes_it() -> None:
     assert bus_address(0, 0x3B, 0) == "00000000:3b:00.0"
 
 
-def test_the_precision_is_told() -> None:
+def test_the_precision_is_reported() -> None:
     assert check_precision("fp32", CPU).text == "fp32, as asked for"
     assert check_precision("auto", CPU).text.startswith(devices.resolve_precision("auto", CPU) + ",")

@@ -1,26 +1,44 @@
-"""Who we are in the store, what it can do, and whose clock is right."""
+"""The store: its credentials, conditional writes and clock; and room on the disks."""
 
 from __future__ import annotations
 
+import re
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from job.data.cifar import CIFAR100_SHA256
 from job.errors import ConfigurationError, MachineError, PermissionRefusedError
-from job.preflight.check import Check
-from job.preflight.storage import check_clock, check_credentials, check_folder, check_store, looks
+from job.network.wide_resnet import wide_resnet
+from job.preflight.check import Finding
+from job.preflight.storage import (
+    check_clock,
+    check_credentials,
+    check_folder,
+    check_space,
+    check_store,
+    checks,
+    data_bytes,
+    parameters,
+    run_bytes,
+)
+from job.settings import DEMO_DATA, DataSettings, Recipe
 from job.store import open_store
 from job.store import service as service_of
 from job.store.base import RefusedError
-from job.store.s3_client import Service
+from job.store.s3 import S3Service
+from tests.disks import tiny_disk
 from tests.store.careless import CarelessS3
 
+ARCHIVE, UNPACKED = 169_001_437, 185_901_581  # 1.1 times
 NOW = datetime(2031, 2, 3, 12, 0, tzinfo=UTC)
 
 
-def found(run: str) -> dict[str, Check]:
-    return {look.name: look.safely() for look in looks(run, open_store(run, retry_seconds=1))}
+def found(run: str) -> dict[str, Finding]:
+    return {check.name: check.finding() for check in checks(run, open_store(run, retry_seconds=1))}
 
 
 def service(
@@ -28,16 +46,16 @@ def service(
     expires: datetime | None = None,
     temporary: bool = False,
     ahead: float | None = 0.0,
-) -> Service:
-    return Service("http://host", "path", "when_supported", ahead, credentials, expires, temporary)
+) -> S3Service:
+    return S3Service("http://host", "path", "when_supported", ahead, credentials, expires, temporary)
 
 
 def test_a_good_store_is_described(s3_uri: str) -> None:
-    checks = found(s3_uri)
-    assert list(checks) == ["credentials", "store", "clock"]
-    assert {check.status for check in checks.values()} == {"ok"}
+    findings = found(s3_uri)
+    assert list(findings) == ["credentials", "store", "clock"]
+    assert {finding.status for finding in findings.values()} == {"ok"}
     for words in (s3_uri, "conditional writes", "path addressing", "when_supported", "http://127.0.0.1"):
-        assert words in checks["store"].text
+        assert words in findings["store"].text
     assert open_store(s3_uri).list() == []
 
 
@@ -50,7 +68,7 @@ def test_a_good_store_is_described(s3_uri: str) -> None:
         ("port", 74, "AWS_ENDPOINT_URL_S3"),
     ],
 )
-def test_each_trouble_has_its_cause_fix_and_exit_code(
+def test_each_fault_has_its_cause_fix_and_exit_code(
     s3_uri: str, monkeypatch: pytest.MonkeyPatch, trouble: str, exit_code: int, words: str
 ) -> None:
     if trouble == "keys":
@@ -100,7 +118,7 @@ def test_the_bounds_of_the_clock(ahead: float | None, status: str) -> None:
 
 
 @pytest.mark.parametrize("ahead", [-901, 901])
-def test_s3_refuses_fifteen_minutes(ahead: float) -> None:
+def test_s3_refuses_a_difference_of_fifteen_minutes(ahead: float) -> None:
     with pytest.raises(MachineError, match="901 s"):
         check_clock(service(ahead=ahead))
 
@@ -108,15 +126,19 @@ def test_s3_refuses_fifteen_minutes(ahead: float) -> None:
 @pytest.mark.parametrize(
     ("given", "status", "words"),
     [
-        (service(), "ok", ["env", "without an end"]),
+        (service(), "ok", ["env", "do not expire"]),
         (service("iam-role", datetime(2031, 2, 3, 18, 0, tzinfo=UTC), True), "ok", ["18:00", "renewed"]),
         (service("iam-role", datetime(2031, 2, 3, 11, 0, tzinfo=UTC), True), "ok", ["renewed"]),
         (service("assume-role", None, True), "ok", ["renewed"]),  # not asked for yet
         (service("env", None, True), "warning", ["temporary"]),
-        (service("env", datetime(2031, 2, 3, 12, 30, tzinfo=UTC), True), "warning", ["12:30", "nothing"]),
+        (
+            service("env", datetime(2031, 2, 3, 12, 30, tzinfo=UTC), True),
+            "warning",
+            ["12:30", "nothing"],
+        ),
     ],
 )
-def test_the_end_of_credentials_is_told(given: Service, status: str, words: list[str]) -> None:
+def test_the_expiry_of_credentials_is_reported(given: S3Service, status: str, words: list[str]) -> None:
     check = check_credentials(given, NOW)
     assert check.status == status
     assert all(word in check.text for word in words), check.text
@@ -126,13 +148,13 @@ def test_the_end_of_credentials_is_told(given: Service, status: str, words: list
 @pytest.mark.parametrize(
     "given", [service(None), service("env", datetime(2031, 2, 3, 11, 59, tzinfo=UTC), True)]
 )
-def test_credentials_that_are_none_or_over_are_refused(given: Service) -> None:
+def test_missing_and_expired_credentials_are_refused(given: S3Service) -> None:
     with pytest.raises(RefusedError) as caught:
         check_credentials(given, NOW)
     assert caught.value.exit_code == 77
 
 
-def test_keys_that_have_ended_are_refused_before_anything_is_asked(
+def test_expired_keys_are_refused_before_any_request(
     careless: CarelessS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
@@ -143,7 +165,7 @@ def test_keys_that_have_ended_are_refused_before_anything_is_asked(
     assert "2021-02-03 04:05" in check.text
 
 
-def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+def test_a_folder_is_checked_and_left_as_it_was(tmp_path: Path) -> None:
     assert check_folder(tmp_path / "a" / "run").status == "ok"
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "run").mkdir()
@@ -166,16 +188,83 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         check_folder(tmp_path / "file" / "run")
 
 
-def test_a_run_without_a_place_is_in_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_uri_is_in_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (look,) = looks(None, None)
-    assert look.at().text.startswith("runs ")
+    (check,) = checks(None, None)
+    assert check.run().text.startswith("runs ")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_is_found_out_about_once(s3_uri: str) -> None:
+def test_the_service_is_known_after_the_check(s3_uri: str) -> None:
     store = open_store(s3_uri)
     check_store(store)
     service = service_of(store)
     assert service
     assert (service.addressing, service.checksums) == ("path", "when_supported")
+
+
+@pytest.mark.parametrize(("depth", "width"), [(22, 6), (10, 1), (16, 2), (28, 3)])
+def test_parameters_are_counted_as_the_network_has_them(depth: int, width: int) -> None:
+    network = wide_resnet(depth, width)
+    assert parameters(Recipe(depth=depth, width=width)) == sum(
+        weight.numel() for weight in network.parameters()
+    )
+
+
+def test_a_run_keeps_four_states_and_two_copies_of_its_weights() -> None:
+    # 9,693,108 parameters in fp32: weights and two moments, 3 kept and 1 being written, and 2 x weights
+    assert run_bytes(Recipe()) == 9_693_108 * (4 * 12 + 2 * 4)
+
+
+def test_what_is_in_the_cache_needs_no_room(tmp_path: Path) -> None:
+    assert data_bytes((), tmp_path) == ARCHIVE + UNPACKED
+    (tmp_path / f"{CIFAR100_SHA256}.archive").write_bytes(b"")
+    assert data_bytes((), tmp_path) == UNPACKED
+    (tmp_path / CIFAR100_SHA256).mkdir()
+    assert data_bytes((), tmp_path) == 0
+
+
+def test_what_cannot_be_known_is_not_counted(tmp_path: Path) -> None:
+    assert data_bytes((DEMO_DATA,), tmp_path) == 0
+    assert data_bytes(("https://host/a.tar.gz",), tmp_path) == 0
+
+
+def test_a_disk_that_will_be_full_is_named(tmp_path: Path) -> None:
+    with tiny_disk(tmp_path / "disk") as disk:
+        if shutil.disk_usage(disk).total > 2**20:
+            pytest.skip("a disk of its own needs the right to mount")
+        data = DataSettings((), str(disk / "cache"))
+        with pytest.raises(MachineError, match="no space left") as caught:
+            check_space(Recipe(), "s3://bucket/run", data)
+        assert caught.value.exit_code == 74
+        assert str(disk) in caught.value.message
+        assert " 355 MB will be needed" in caught.value.message  # the archive and what is in it
+        assert check_space(Recipe(), "s3://bucket/run", replace(data, data=(DEMO_DATA,))).status == "ok"
+
+
+def test_checkpoints_need_room_where_the_run_is_in_a_folder(tmp_path: Path) -> None:
+    with tiny_disk(tmp_path / "disk") as disk:
+        if shutil.disk_usage(disk).total > 2**20:
+            pytest.skip("a disk of its own needs the right to mount")
+        recipe = Recipe(depth=10, width=1)  # 83,700 parameters: 4.7 MB
+        run, data = str(disk / "run"), DataSettings((DEMO_DATA,), str(tmp_path / "cache"))
+        with pytest.raises(MachineError, match=re.escape(f"{disk}:") + ".* 5 MB will be needed"):
+            check_space(recipe, run, data)
+        there = disk / "run" / "objects" / "1-ab"
+        there.mkdir(parents=True)
+        with (there / "one").open("wb") as file:
+            file.truncate(4_000_000)  # sparse: 0.7 MB are still to come
+        assert check_space(recipe, run, data).status == "ok"
+
+
+def test_one_disk_holds_all_of_it(tmp_path: Path) -> None:
+    text = check_space(Recipe(), str(tmp_path / "run"), DataSettings((), str(tmp_path / "cache"))).text
+    assert text.count("will be needed") == 1
+    assert f" {round((ARCHIVE + UNPACKED + 9_693_108 * 56) / 1e6)} MB will be needed" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_may_not_be_written_is_refused(nobody: Path) -> None:
+    with pytest.raises(PermissionRefusedError, match="--cache") as caught:
+        check_space(Recipe(), "s3://bucket/run", DataSettings((), str(nobody / "cache")))
+    assert caught.value.exit_code == 77

@@ -16,6 +16,7 @@ import pytest
 from job.checks.child import Child, Event, named
 from job.run import claims
 from job.run.layout import order_of
+from job.run.records import Place
 from job.store import open_store
 from tests.archives import write_archive
 from tests.forked import started
@@ -108,11 +109,12 @@ def the(name: str, events: list[Event]) -> Event:
 
 
 def position(run: Path | str) -> tuple[int, int]:
-    """Return the epoch (from 1) and step that the newest checkpoint goes on with."""
+    """Return the epoch (from 1) and its steps done of the newest checkpoint."""
     manifest = claims.latest(open_store(str(run)))
     assert manifest
     assert manifest.position == manifest.epoch * STEPS + manifest.step
-    return manifest.epoch + 1, manifest.step
+    assert manifest.place == Place.of(manifest.epoch, manifest.step, STEPS)
+    return manifest.place
 
 
 def test_a_killed_run_in_a_folder_ends_with_the_same_bits(
@@ -164,7 +166,7 @@ def test_sigterm_in_any_phase_loses_nothing(bench: Bench, reference: dict[str, A
         durable = position(run)
         if "the run is finished" not in words:
             assert f"durable is epoch {durable[0]} step {durable[1]}" in words
-    assert durable == (EPOCHS + 1, 0)
+    assert durable == (EPOCHS, STEPS)
     bench.finish(run)
     assert outcome(run) == reference
     lineage = json.loads((run / "report.json").read_text())["lineage"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from job.errors import DataError
-from job.run.records import Epoch
+from job.run.records import Epoch, Place
 from job.run.state import SLACK_BYTES, TrainingState
 
 MOST = SLACK_BYTES
@@ -174,3 +174,20 @@ def test_a_state_cannot_run_code(tmp_path: Path) -> None:
         with pytest.raises(DataError):
             TrainingState.decode(data, MOST)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("continues_with", "place"),
+    [
+        ((0, 0), (1, 0)),
+        ((0, 9), (1, 9)),
+        ((1, 0), (1, 20)),
+        ((1, 3), (2, 3)),
+        ((5, 20), (6, 20)),
+        ((6, 0), (6, 20)),
+    ],
+)
+def test_no_run_of_six_epochs_is_in_its_seventh(
+    continues_with: tuple[int, int], place: tuple[int, int]
+) -> None:
+    assert Place.of(*continues_with, steps_per_epoch=20) == place

@@ -348,17 +348,17 @@ def test_integers_and_masks_are_no_quantisation() -> None:
         ("[]", "expected an object"),
         ('{"weights": {}}', "expected an object"),
         ('{"parameters": 4}', "not an object of patterns"),
-        ('{"parameters": {"*": 0}}', "no width"),
-        ('{"parameters": {"*": 33}}', "no width"),
-        ('{"parameters": {"*": true}}', "no width"),
-        ('{"parameters": {"*": 4.5}}', "no width"),
-        ('{"parameters": {"*": {"scales": 3}}}', "no width"),
-        ('{"parameters": {"*": {"bits": 4, "scales": -1}}}', "no width"),
-        ('{"parameters": {"*": {"bits": 4, "sign_bit": true}}}', "no width"),
-        ('{"parameters": {"*": {"bits": 4, "block": [4]}}}', "no width"),
-        ('{"parameters": {"*": {"bits": 4, "block": [4, 0]}}}', "no width"),
-        ('{"parameters": {"*": {"bits": 4, "block": 4}}}', "no width"),
-        ('{"activations": {"*": {"bits": 4, "sign_bit": 1}}}', "no width"),
+        ('{"parameters": {"*": 0}}', "not a width"),
+        ('{"parameters": {"*": 33}}', "not a width"),
+        ('{"parameters": {"*": true}}', "not a width"),
+        ('{"parameters": {"*": 4.5}}', "not a width"),
+        ('{"parameters": {"*": {"scales": 3}}}', "not a width"),
+        ('{"parameters": {"*": {"bits": 4, "scales": -1}}}', "not a width"),
+        ('{"parameters": {"*": {"bits": 4, "sign_bit": true}}}', "not a width"),
+        ('{"parameters": {"*": {"bits": 4, "block": [4]}}}', "not a width"),
+        ('{"parameters": {"*": {"bits": 4, "block": [4, 0]}}}', "not a width"),
+        ('{"parameters": {"*": {"bits": 4, "block": 4}}}', "not a width"),
+        ('{"activations": {"*": {"bits": 4, "sign_bit": 1}}}', "not a width"),
     ],
 )
 def test_a_declaration_that_is_wrong_is_refused(text: str | bytes, cause: str) -> None:
@@ -368,7 +368,7 @@ def test_a_declaration_that_is_wrong_is_refused(text: str | bytes, cause: str) -
 
 @pytest.mark.parametrize("section", ["parameters", "activations"])
 def test_a_pattern_that_fits_nothing_is_refused(section: str) -> None:
-    with pytest.raises(UsageError, match=r"fit 'conv9\.\*'"):
+    with pytest.raises(UsageError, match=r"match 'conv9\.\*'"):
         official(nn.Sequential(nn.Conv2d(4, 2, 1)), declare(**{section: {"conv9.*": 4}}))
 
 

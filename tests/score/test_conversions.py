@@ -70,7 +70,7 @@ def test_rounding_and_clamping_to_whole_numbers_is_a_conversion(function: Callab
     assert official(Before(function)).total == Fraction(RESULTS * 2 * 4, 32) + RESULTS
 
 
-def test_rounding_or_clamping_alone_is_none() -> None:
+def test_rounding_or_clamping_alone_is_no_conversion() -> None:
     # 32-bit products; a rounding is a bitwise operation, a clamp a ReLU of other bounds.
     products = RESULTS * 2 + RESULTS
     assert official(Before(torch.round)).total == X + products

@@ -224,10 +224,10 @@ def test_narrow_accumulators_are_a_quantisation() -> None:
 
 @pytest.mark.parametrize("width", [0, 33, "wide", True, {"bits": 4}])
 def test_an_accumulator_that_is_no_width_is_refused(width: object) -> None:
-    with pytest.raises(UsageError, match=r"accumulators '\*': .* is no width"):
+    with pytest.raises(UsageError, match=r"accumulators '\*': .* is not a width"):
         declare(accumulators={"*": width})
 
 
 def test_an_accumulator_of_no_layer_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"no accumulators fit 'head'"):
+    with pytest.raises(UsageError, match=r"no accumulators match 'head'"):
         official(dense(8, 1), (8,), accumulators={"head": "exact"})

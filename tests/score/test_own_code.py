@@ -126,7 +126,7 @@ def output(*arguments: str) -> str:
         ("half_written:width", "raised ZeroDivisionError: division by zero, at half_written.py:2"),
     ],
 )
-def test_a_factory_that_is_none_is_one_line_and_exit_code_2(factory: str, cause: str) -> None:
+def test_an_invalid_factory_is_one_line_and_exit_code_2(factory: str, cause: str) -> None:
     error = failure("--model", factory)
     assert isinstance(error, UsageError)
     assert cause in error.message
@@ -160,7 +160,7 @@ def test_a_factory_may_import_from_the_working_folder_when_it_is_called() -> Non
         ("Wrong", "at strange_models.py:33 in forward"),  # what an operator raises is the model's too
     ],
 )
-def test_what_a_model_raises_is_told_as_its_own(factory: str, cause: str) -> None:
+def test_what_a_model_raises_is_reported_as_its_own(factory: str, cause: str) -> None:
     error = failure("--model", f"strange_models:{factory}")
     assert isinstance(error, DataError)
     assert cause in error.message
@@ -300,7 +300,7 @@ def test_another_image_has_a_score_only_with_a_baseline() -> None:
 
 
 @pytest.mark.parametrize("baseline", ["cifar10", "1000", "0,5", "1,nan", "1,2,3"])
-def test_a_baseline_that_is_none_is_a_usage_error(baseline: str) -> None:
+def test_an_invalid_baseline_is_a_usage_error(baseline: str) -> None:
     error = failure("--baseline", baseline)
     assert isinstance(error, UsageError)
     assert "--baseline" in error.message

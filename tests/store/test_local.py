@@ -56,7 +56,7 @@ def test_a_killed_writers_leftovers_go_with_the_next_put(tmp_path: Path) -> None
 def test_a_writer_stopped_with_the_lock_makes_others_try_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "LOCK_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(local, "LOCK_TIMEOUT_SECONDS", 0.2)
     script = (
         "import sys, time; from pathlib import Path; from job.store.files import exclusive\n"
         "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -175,10 +175,10 @@ def test_scratch_folders_of_one_process_leave_each_other_alone(tmp_path: Path) -
 def test_a_lock_waits_for_its_holder(tmp_path: Path) -> None:
     with exclusive(tmp_path / "lock"):
         start = time.monotonic()
-        with pytest.raises(TransientError), exclusive(tmp_path / "lock", patience_seconds=0.1):
+        with pytest.raises(TransientError), exclusive(tmp_path / "lock", timeout_seconds=0.1):
             pass
         assert time.monotonic() - start >= 0.1
-    with exclusive(tmp_path / "lock", patience_seconds=0):
+    with exclusive(tmp_path / "lock", timeout_seconds=0):
         pass
 
 

@@ -19,7 +19,7 @@ from job.errors import ConfigurationError, JobError, MachineError, PermissionRef
 from job.store import open_store, s3, s3_client
 from job.store import service as service_of
 from job.store.base import AbsentError, ConflictError, RefusedError, TransientError
-from job.store.s3_errors import explain
+from job.store.s3_client import from_boto
 from tests.limits import limited
 from tests.servers import ACCESS_KEY, DOMAIN, SECRET_KEY, FaultProxy, RangeServer, SeaweedFS, free_ports
 from tests.store.careless import CarelessS3
@@ -72,18 +72,19 @@ def test_a_missing_bucket_is_not_absence(s3_uri: str) -> None:
 def test_a_web_server_is_not_an_empty_store(
     s3_uri: str, serve: Callable[[dict[str, bytes]], RangeServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(s3_client, "FIRST_ANSWER_SECONDS", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", serve({}).uri)
     with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL_S3"):
         open_store(s3_uri).get("key")
 
 
-def test_what_is_no_endpoint_is_named(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_is_no_url_is_named(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "not an endpoint")
     with pytest.raises(ConfigurationError, match="not an endpoint"):
         open_store(s3_uri).get("key")
 
 
-def test_nobody_there_is_transient(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_without_a_server_is_transient(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(TransientError) as caught:
         open_store(s3_uri, retry_seconds=0.1).get("key")
@@ -91,9 +92,7 @@ def test_nobody_there_is_transient(s3_uri: str, monkeypatch: pytest.MonkeyPatch)
     assert isinstance(caught.value, MachineError)
 
 
-def test_credentials_are_asked_for_again(
-    s3_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_credentials_are_renewed(s3_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keys that end within the quarter of an hour are renewed before each request: never a frozen copy."""
     keys, script = tmp_path / "secret", tmp_path / "keys.py"
     ends = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
@@ -157,7 +156,7 @@ def test_a_store_that_refuses_boto3s_checksums_is_written_without(s3_uri: str, p
     assert [entry.key for entry in store.list()] == ["key"]  # nothing of the probe is left
 
 
-def test_a_store_that_gives_back_other_bytes_is_not_written_to(s3_uri: str, proxy: FaultProxy) -> None:
+def test_a_store_that_returns_other_bytes_is_not_written_to(s3_uri: str, proxy: FaultProxy) -> None:
     proxy.refused = re.compile("x-amz-sdk-checksum-algorithm|x-amz-checksum-crc", re.IGNORECASE)
     store = open_store(s3_uri)
     store.list()
@@ -200,12 +199,12 @@ def test_a_slow_upload_may_take_longer_than_a_connection(
     store.put("key", b"x")
     proxy.faults = [("throttle", 4_000_000)]
     start = time.monotonic()
-    store.put("key", bytes(8_000_000))
-    assert time.monotonic() - start > 1.5
-    assert store.get("key").data == bytes(8_000_000)
+    store.put("key", bytes(4_000_000))
+    assert time.monotonic() - start > 0.8
+    assert store.get("key").data == bytes(4_000_000)
 
 
-def test_what_was_found_out_about_the_service_is_told(s3_uri: str, seaweedfs: SeaweedFS) -> None:
+def test_what_requests_have_shown_of_the_service_is_returned(s3_uri: str, seaweedfs: SeaweedFS) -> None:
     store = open_store(s3_uri)
     before = service_of(store)
     assert before
@@ -222,7 +221,7 @@ def test_what_was_found_out_about_the_service_is_told(s3_uri: str, seaweedfs: Se
     assert (after.credentials, after.expires, after.temporary) == ("env", None, False)
 
 
-def test_the_checksum_mode_found_is_told(s3_uri: str, proxy: FaultProxy) -> None:
+def test_the_checksum_mode_of_the_service_is_returned(s3_uri: str, proxy: FaultProxy) -> None:
     proxy.refused = re.compile("x-amz-sdk-checksum-algorithm|x-amz-checksum-crc", re.IGNORECASE)
     store = open_store(s3_uri)
     store.put("key", b"x")
@@ -246,7 +245,7 @@ def test_the_clock_is_compared_with_the_stores(
     assert service.clock_ahead_seconds == pytest.approx(ahead, abs=3)
 
 
-def test_the_end_of_credentials_is_told(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_credentials_is_returned(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     service = service_of(open_store(s3_uri))
     assert service
@@ -298,21 +297,21 @@ def test_each_answer_is_of_its_kind(code: str, status: int, kind: type[JobError]
         "Error": {"Code": code, "Message": "so it is"},
         "ResponseMetadata": {"HTTPStatusCode": status},
     }
-    error = explain(ClientError(answer, "GetObject"), "s3://bucket/key")
+    error = from_boto(ClientError(answer, "GetObject"), "s3://bucket/key")
     assert type(error) is kind
     assert error.exit_code == exit_code
     assert "s3://bucket/key" in str(error)
 
 
 def test_a_large_file_is_not_held_in_memory(s3_uri: str, tmp_path: Path) -> None:
-    """Peak memory of a process that puts 128 MB is that of one that puts 1 MB, within 32 MB."""
+    """Peak memory of a process that puts 64 MB is that of one that puts 1 MB, within 32 MB."""
     code = (
         "import resource, sys; from pathlib import Path; from job.store import open_store;"
         "open_store(sys.argv[1]).put('large', Path(sys.argv[2]));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # KiB
     )
     peaks = []
-    for size in (2**20, 2**27):
+    for size in (2**20, 2**26):
         with (tmp_path / "file").open("wb") as file:
             file.truncate(size)
         command = [sys.executable, "-c", code, s3_uri, str(tmp_path / "file")]

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,7 +37,7 @@ def in_seconds(seconds: float) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-def test_a_live_run_tells_what_is_durable_and_what_is_at_risk(store: Store) -> None:
+def test_a_live_run_shows_its_checkpoint_and_what_is_unsaved(store: Store) -> None:
     commit(begin(store))
     seen = status.read(store, in_seconds(6))
     assert (seen.phase, seen.attempts, seen.epoch, seen.step) == ("training", 1, 3, 50)
@@ -45,8 +46,11 @@ def test_a_live_run_tells_what_is_durable_and_what_is_at_risk(store: Store) -> N
     assert seen.lost_if_killed_now_seconds == pytest.approx(4 + 6, abs=2)
     assert seen.seconds_left == 750 * 256 / 1280  # 7.5 epochs of 100 steps
     text = status.lines(seen)
-    assert "epoch 3 step 40" in text
-    assert "killed now you lose" in text
+    assert "epoch       3 of 10, step 50 of 100\n" in text
+    assert re.search(r"^checkpoint  epoch 3, step 40; \d+ s old$", text, re.MULTILINE)
+    assert re.search(
+        r"^unsaved     \d+ s of training, repeated if the attempt is killed now$", text, re.MULTILINE
+    )
 
 
 def test_an_attempt_without_a_heartbeat_for_long_is_silent(store: Store) -> None:
@@ -54,6 +58,21 @@ def test_an_attempt_without_a_heartbeat_for_long_is_silent(store: Store) -> None
     seen = status.read(store, in_seconds(3600))
     assert (seen.phase, seen.lost_if_killed_now_seconds, seen.seconds_left) == ("silent", None, None)
     assert seen.checkpoint_age_seconds == pytest.approx(3600, abs=2)
+    assert "state       no heartbeat for 60 min\n" in status.lines(seen)
+
+
+def test_a_heartbeat_older_than_the_checkpoint_is_no_step_back(store: Store) -> None:
+    checkpoints = begin(store)  # its heartbeat is at step 50 of epoch 3
+    checkpoints.commit({"state": b"x"}, epoch=2, step=60, position=260)
+    seen = status.read(store)
+    assert (seen.epoch, seen.step) == (seen.checkpoint_epoch, seen.checkpoint_step) == (3, 60)
+
+
+def test_the_last_checkpoint_of_six_epochs_is_not_in_the_seventh(store: Store) -> None:
+    checkpoints = begin(store)
+    checkpoints.commit({"state": b"x"}, epoch=6, step=0, position=120)
+    seen = status.read(store)
+    assert (seen.checkpoint_epoch, seen.checkpoint_step) == (6, 20)
 
 
 def test_an_attempt_that_ended_says_why(store: Store) -> None:
@@ -116,7 +135,7 @@ def test_what_an_attempt_says_is_shown_escaped_and_short(store: Store) -> None:
     begin(store)
     reclaim(store, reason="\x1b]0;title\x07\u202e" + "x" * 10_000)
     text = status.lines(status.read(store))
-    assert r"phase     \x1b]0;title\x07\u202exxx" in text
+    assert r"state       \x1b]0;title\x07\u202exxx" in text
     assert len(text) < 1000
 
 

@@ -15,11 +15,11 @@ from torchvision.transforms import v2
 from job import events
 from job.checks.bench.loops import CLASSES, Bare, batches, full
 from job.checks.bench.results import (
-    Augmentation,
-    Checkpoints,
-    Determinism,
-    Host,
-    Loop,
+    AugmentationFigures,
+    CheckpointFigures,
+    DeterminismFigures,
+    HostFigures,
+    LoopFigures,
     Results,
 )
 from job.checks.bench.stock import apart, event_learner, fastai_augmentation, images
@@ -61,7 +61,7 @@ class Bench:
     price: float | None = None  # of an hour of this machine
     graph: bool = False  # of the job's loop
 
-    def loop(self) -> Loop:
+    def loop(self) -> LoopFigures:
         """Compare the job's loop with the bare loop at the same precision, and with stock fastai."""
         steps = self._steps(self.seconds)
         with ExitStack() as stack:
@@ -82,7 +82,7 @@ class Bench:
             "cost_of_600_epochs": None if self.price is None else hours * self.price,
         }
 
-    def augmentation(self) -> Augmentation:
+    def augmentation(self) -> AugmentationFigures:
         """Compare the augmentation with fastai's, torchvision's and one `grid_sample`.
 
         Only the job's has mixup, and torchvision's is applied to one image at a time.
@@ -124,7 +124,7 @@ class Bench:
             "job_to_grid_sample": ratio(measured, "job", "grid_sample"),
         }
 
-    def host(self) -> Host:
+    def host(self) -> HostFigures:
         """Compare what the job's loop and fastai's cost the host in a step, besides its operators.
 
         All make their batches, and the two loops do after a step what an attempt at a run does.
@@ -162,7 +162,7 @@ class Bench:
             "overhead_seconds": {name: difference(measured, name, "operators") for name in ("job", "fastai")},
         }
 
-    def determinism(self) -> Determinism:
+    def determinism(self) -> DeterminismFigures:
         """Compare the bare loop with deterministic algorithms and without."""
         bare = Bare(self.recipe, self.device, self._steps(self.seconds))
 
@@ -175,7 +175,7 @@ class Bench:
         devices.configure(self.recipe.deterministic)
         return {"images_per_second": _spreads(measured), "on_to_off": ratio(measured, "on", "off")}
 
-    def checkpoints(self) -> Checkpoints:
+    def checkpoints(self) -> CheckpointFigures:
         """Compare the loop that saves to a folder every CHECKPOINT_SECONDS with one that never saves."""
         steps = self._steps(CHECKPOINT_ROUND_SECONDS, most=10**6)
         with ExitStack() as stack:
@@ -215,7 +215,7 @@ def _spreads(measured: Measured) -> dict[str, Spread]:
     return {name: spread(rates) for name, rates in measured.items()}
 
 
-def run(bench: Bench, parts: tuple[str, ...]) -> Results:
+def measure(bench: Bench, parts: tuple[str, ...]) -> Results:
     """Return what `parts` measure, with the machine and the settings they hold for."""
     recipe = replace(bench.recipe, precision=devices.resolve_precision(bench.recipe.precision, bench.device))
     bench = replace(bench, recipe=recipe)

@@ -7,7 +7,7 @@ from typing import Required, TypedDict
 from job.checks.bench.timing import Spread, SpreadWithMean
 
 
-class Loop(TypedDict):
+class LoopFigures(TypedDict):
     """The job's loop, the bare loop and stock fastai's."""
 
     steps: int
@@ -18,7 +18,7 @@ class Loop(TypedDict):
     cost_of_600_epochs: float | None
 
 
-class Augmentation(TypedDict):
+class AugmentationFigures(TypedDict):
     """The augmentation by itself, the job's and others."""
 
     images_per_second: dict[str, Spread]
@@ -27,21 +27,21 @@ class Augmentation(TypedDict):
     job_to_grid_sample: SpreadWithMean
 
 
-class Host(TypedDict):
+class HostFigures(TypedDict):
     """Steps of a network of three operators, and what a step costs the host besides its operators."""
 
     steps_per_second: dict[str, Spread]
     overhead_seconds: dict[str, SpreadWithMean]
 
 
-class Determinism(TypedDict):
+class DeterminismFigures(TypedDict):
     """The bare loop with deterministic algorithms and without."""
 
     images_per_second: dict[str, Spread]
     on_to_off: SpreadWithMean
 
 
-class Checkpoints(TypedDict):
+class CheckpointFigures(TypedDict):
     """The job's loop with a checkpoint every 10 s and without."""
 
     steps: int
@@ -68,11 +68,11 @@ class Results(TypedDict, total=False):
 
     machine: Required[dict[str, str | None]]
     settings: Required[Settings]
-    loop: Loop
-    augmentation: Augmentation
-    host: Host
-    determinism: Determinism
-    checkpoints: Checkpoints
+    loop: LoopFigures
+    augmentation: AugmentationFigures
+    host: HostFigures
+    determinism: DeterminismFigures
+    checkpoints: CheckpointFigures
 
 
 INDENT, FIGURE_WIDTH = 13, 56
@@ -105,7 +105,7 @@ def _part(name: str, rows: list[str]) -> list[str]:
     return [f"{name if not number else '':<{INDENT}}{row}" for number, row in enumerate(rows)]
 
 
-def _loop(loop: Loop) -> list[str]:
+def _loop(loop: LoopFigures) -> list[str]:
     rates, cost = loop["images_per_second"], loop["cost_of_600_epochs"]
     priced = "" if cost is None else f", which costs {cost:,.2f}"
     return [
@@ -118,7 +118,7 @@ def _loop(loop: Loop) -> list[str]:
     ]
 
 
-def _augmentation(augmentation: Augmentation) -> list[str]:
+def _augmentation(augmentation: AugmentationFigures) -> list[str]:
     rates = augmentation["images_per_second"]
     return [
         _rate("job", rates, "the augmentation of a batch, with mixup"),
@@ -131,7 +131,7 @@ def _augmentation(augmentation: Augmentation) -> list[str]:
     ]
 
 
-def _checkpoints(checkpoints: Checkpoints) -> list[str]:
+def _checkpoints(checkpoints: CheckpointFigures) -> list[str]:
     rates = checkpoints["images_per_second"]
     blocked, copy = _in_ms(checkpoints["blocked_seconds"]), _in_ms(checkpoints["copy_seconds"])
     return [
@@ -147,7 +147,7 @@ def _checkpoints(checkpoints: Checkpoints) -> list[str]:
     ]
 
 
-def _determinism(determinism: Determinism) -> list[str]:
+def _determinism(determinism: DeterminismFigures) -> list[str]:
     rates = determinism["images_per_second"]
     return [
         _rate("on", rates, "the bare loop with deterministic algorithms, as the job trains"),
@@ -156,7 +156,7 @@ def _determinism(determinism: Determinism) -> list[str]:
     ]
 
 
-def _host(host: Host) -> list[str]:
+def _host(host: HostFigures) -> list[str]:
     meanings = {"job": "host time of a step besides its operators", "fastai": "the same in fastai's own loop"}
     spreads = {name: _mean_in_ms(host["overhead_seconds"][name]) for name in meanings}
     return [_row(f"{name:<12}{_with_mean(spreads[name])} ms a step", meanings[name]) for name in meanings]

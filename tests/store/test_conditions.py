@@ -1,4 +1,4 @@
-"""Throw-away keys: what is found out with them, and that none is left for ever."""
+"""The check of conditional writes on throw-away keys, and that none of the keys is left."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 
 from job.errors import ConfigurationError
 from job.store import Store, open_store
-from job.store.base import RefusedError
-from job.store.probe import probe
+from job.store.base import RefusedError, probe
 from tests.store.careless import CarelessS3
 
 HEX = "0123456789abcdef" * 2
