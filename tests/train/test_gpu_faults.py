@@ -34,7 +34,7 @@ PHASES = {
     "training": (IN_STEP, IN_THIRD_STEP, (2, 2)),
     "saving": ("Trainer.state", 300, (1, 1)),  # a state takes 243 operators
     "evaluation": ("predict", 60, (2, STEPS)),
-    "scoring": ("conclude", 1, (EPOCHS + 1, 0)),
+    "scoring": ("conclude", 1, (EPOCHS, STEPS)),
 }
 
 
