@@ -40,9 +40,16 @@ class Setting:
             raise UsageError(f"--{name}: {value} is more than {self.maximum}")
 
 
-def setting(default: Any, help: str, **attributes: Any) -> Any:  # noqa: A002 - as click names it
-    """Return a dataclass field with its `Setting`, which `setting_of` finds."""
-    return field(default=default, metadata={"setting": Setting(help, **attributes)})
+BEFORE = "before"
+
+
+def setting(default: Any, help: str, before: Any = None, **attributes: Any) -> Any:  # noqa: A002
+    """Return a dataclass field with its `Setting`, which `setting_of` finds.
+
+    `before` is for a field that the recipe did not always have: runs without it were trained with that value.
+    """
+    metadata = {"setting": Setting(help, **attributes)}
+    return field(default=default, metadata=metadata if before is None else {**metadata, BEFORE: before})
 
 
 def setting_of(owner: Any, name: str) -> tuple[Setting, Any]:
@@ -86,20 +93,12 @@ def parse_cycles(text: str) -> tuple[Cycle, ...]:
     return tuple(cycles)
 
 
-BEFORE = "before"
-
-
-def later(default: Any, before: Any) -> Any:
-    """Return a field that the recipe did not always have: a run without it was trained as with `before`."""
-    return field(default=default, metadata={BEFORE: before})
-
-
 @dataclass(frozen=True)
 class Recipe:
     """Everything that changes the bits of the result. Defaults: the 2019 entry (see README).
 
     `data_sha256` is the archive's; it and `precision` are filled in when the run is created. A field that is
-    added is a `later` one, so that the runs that are there keep their recipe and their fingerprint.
+    added has a `before`, so that the runs that are there keep their recipe and their fingerprint.
     """
 
     depth: int = setting(22, "Convolutions on the longest path, 6n + 4.", minimum=10)
@@ -160,14 +159,14 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits of the SHA-256 over the fields; a later one counts where it is not as before."""
+        """Twelve hex digits of the SHA-256 over the fields; an added one counts where it is not as before."""
         before = self.before()
-        told = {
+        counted = {
             name: value
             for name, value in self.to_json().items()
             if name not in before or value != before[name]
         }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
     def before(cls) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from job import events
 from job.progress import STEADY_STEPS, Progress, Startup, Workload, spark_line
 from tests.archives import write_archive
+from tests.forked import micronet
 from tests.terminals import Terminal
 
 # Two cycles of 2 and 3 epochs of 40 steps; epoch 3 is not evaluated.
@@ -95,11 +96,11 @@ def test_json_on_a_terminal_is_json_alone() -> None:
 
 def test_the_log_of_a_demo_holds_no_control_characters(tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "tiny.tar.gz", train=40, test=20, classes=5)
-    command = [sys.executable, "-m", "job.cli", "train", "--device", "cpu", "--depth", "10", "--width", "1"]
-    command += ["--cycles", "1@1e-2", "--batch-size", "16", "--data", str(archive), "--cache", str(tmp_path)]
-    with (tmp_path / "log").open("wb") as log:
-        subprocess.run([*command, "--run", str(tmp_path / "run")], stderr=log, check=True)
-    text = (tmp_path / "log").read_text("utf-8")
+    recipe = ["--device", "cpu", "--depth", "10", "--width", "1", "--cycles", "1@1e-2", "--batch-size", "16"]
+    where = ["--data", archive, "--cache", tmp_path, "--run", tmp_path / "run"]
+    done = micronet("train", *recipe, *where)
+    assert done.returncode == 0
+    text = done.stderr
     assert "epoch=1" in text
     assert not CONTROL.search(text)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from job.errors import UsageError
-from job.settings import DEMO, PRECISIONS, Cycle, Recipe, later, parse_cycles
+from job.settings import DEMO, PRECISIONS, Cycle, Recipe, parse_cycles, setting
 
 
 def test_cycles_parse_and_print() -> None:
@@ -67,7 +67,7 @@ def test_differences_name_the_field_and_both_values() -> None:
 class Later(Recipe):
     """A recipe of a later program."""
 
-    label_smoothing: float = later(0.1, before=0.0)
+    label_smoothing: float = setting(0.1, "Label smoothing.", before=0.0)
 
 
 def test_a_field_that_an_older_recipe_lacks_has_its_value_of_then() -> None:

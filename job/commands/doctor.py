@@ -60,10 +60,11 @@ def doctor(
     as_json: bool,
     **values: Any,
 ) -> int:
-    """Check all that a run needs, in seconds: GPU, store, credentials, clock, disks, data.
+    """Check all that a run needs, in seconds.
 
-    Each failure has its cause, its fix and the exit code that `train` would end with. The command's exit code
-    is that of the first failure that another machine would have too, else of the first.
+    That is GPU, driver, store, credentials, clock, disks and data. Each failure has its cause, its fix and
+    the exit code that `train` would end with. The command's exit code is that of the first failure that
+    another machine would have too, else of the first.
     """
     from job.data.archive import place
     from job.preflight.doctor import examine, exit_code

@@ -73,11 +73,10 @@ def test_an_outage_between_the_last_step_and_the_report_is_waited_for(
     reference: dict[str, Any],  # noqa: F811
     s3_uri: str,
     proxy: FaultProxy,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The budget of a single call is shortened in the attempt, so that the outage is longer than it."""
-    monkeypatch.setenv("PYTHONPATH", str(shortened_calls(bench.folder)))
-    with bench.attempt(s3_uri, "--checkpoint-every", "1h") as child:
+    shorten = "import job.settings; job.settings.RETRY_SECONDS = 2.0"
+    with bench.attempt(s3_uri, "--checkpoint-every", "1h", before=shorten) as child:
         read_to(child, "score")
         proxy.default = ("unavailable", 0)
         outage = time.monotonic()
@@ -88,11 +87,3 @@ def test_an_outage_between_the_last_step_and_the_report_is_waited_for(
         range(1, EPOCHS + 1)
     )
     assert outcome(s3_uri) == reference
-
-
-def shortened_calls(folder: Path) -> Path:
-    """Return a folder for PYTHONPATH with which a call of a store is retried for two seconds."""
-    path = folder / "short"
-    path.mkdir(exist_ok=True)
-    (path / "sitecustomize.py").write_text("import job.settings\njob.settings.RETRY_SECONDS = 2.0\n")
-    return path

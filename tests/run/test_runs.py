@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from job.checks.child import Child, Event, named, started
-from job.machine.preemption import Preemption
+from job.checks.child import Child, Event, named
 from job.run import claims
 from job.run.layout import order_of
 from job.run.records import Place
 from job.store import open_store
 from tests.archives import write_archive
+from tests.forked import started
 from tests.servers import FaultProxy, RangeServer
 
 EPOCHS, STEPS = 6, 12  # 200 images in batches of 16
@@ -35,13 +35,19 @@ class Bench:
         self.archive = write_archive(folder / "tiny.tar.gz", train=200, test=500, classes=5)
 
     def attempt(
-        self, run: Path | str, *options: str, data: str = "", cache: str = "cache", batch_size: int = 16
+        self,
+        run: Path | str,
+        *options: str,
+        data: str = "",
+        cache: str = "cache",
+        batch_size: int = 16,
+        before: str = "",
     ) -> AbstractContextManager[Child]:
         where = ["--run", str(run), "--data", data or str(self.archive), "--cache", str(self.folder / cache)]
         recipe = ["--depth", "10", "--width", "1", "--cycles", "4@5e-3,2@1e-3", "--precision", "fp32"]
         how = ["--device", "cpu", "--checkpoint-every", "0.1s", "--grace", str(GRACE_SECONDS)]
         size = ["--batch-size", str(batch_size)]
-        return started([*where, *recipe, *size, *how, *options], Preemption(GRACE_SECONDS))
+        return started([*where, *recipe, *size, *how, *options], before)
 
     def finish(self, run: Path | str, **where: str) -> list[Event]:
         """Make an attempt that comes to the end, and return its events."""
@@ -346,7 +352,7 @@ def test_a_flipped_byte_in_the_newest_object_costs_one_checkpoint(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seconds", [20, pytest.param(300, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [8, pytest.param(300, marks=pytest.mark.soak)])
 def test_a_store_that_answers_503_only_makes_the_run_later(
     bench: Bench, reference: dict[str, Any], s3_uri: str, proxy: FaultProxy, seconds: int
 ) -> None:

@@ -98,7 +98,7 @@ def test_too_little_memory_names_the_batch_size(bench: Bench, tmp_path: Path, de
 
 def test_a_last_save_on_a_dead_device_names_what_is_lost(bench: Bench, tmp_path: Path) -> None:
     """The device fails in the copy that follows SIGTERM."""
-    device = Device(Fault("error", within="Attempt._last_save", operator=1))
+    device = Device(Fault("error", within="Checkpointing._last_save", operator=1))
     with bench.attempt(tmp_path / "run", *OPTIONS, "--cycles", "500@5e-3", device=device) as attempt:
         attempt.until(lambda event: event["event"] == "checkpoint")
         attempt.signal(signal.SIGTERM)

@@ -1,10 +1,7 @@
 """`--graph`: a step that is recorded once and replayed has the plain step's bits; where it cannot be, 78."""
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,9 @@ from job.errors import ConfigurationError
 from job.settings import Recipe
 from job.train.step import check_graph
 from job.train.trainer import Trainer
+from tests.forked import micronet
 from tests.train.tape import Tape
-from tests.train.test_trainer import RECIPE, STEPS, StoppedError, assert_same_bits, batches, network, run
+from tests.train.test_trainer import RECIPE, STEPS, assert_same_bits, batches, in_precision, network, run
 
 CONFIGURATION = 78  # the README's table
 
@@ -29,10 +27,14 @@ def _deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
+class StoppedError(Exception):
+    """Ends an epoch between two steps."""
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_replays_train_to_the_plain_steps_bits(precision: str) -> None:
     """Over two cycles, in which momentum and learning rate change at each step; and after a resume."""
-    recipe = replace(RECIPE, precision=precision)
+    recipe = in_precision(precision)
     plain = Trainer(network(), batches(recipe), recipe, lambda: None)
     expected = run(plain)
     model = network()
@@ -57,7 +59,7 @@ def test_replays_train_to_the_plain_steps_bits(precision: str) -> None:
 
 
 def test_an_overflow_in_the_first_step_is_recorded_too() -> None:
-    recipe = replace(RECIPE, precision="fp16")
+    recipe = in_precision("fp16")
     trainers = []
     for recorded in (False, True):
         model = network()
@@ -118,11 +120,11 @@ def test_it_is_refused_where_nothing_can_be_recorded(device: str, compiled: bool
 
 
 @pytest.mark.parametrize("command", ["train", "bench"])
-def test_a_processor_is_told_so_in_a_line(command: str, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "job.cli", command, "--graph", "--device", "cpu"]
-    done = subprocess.run(
-        words, capture_output=True, text=True, env={"PYTHONPATH": str(Path.cwd())}, cwd=tmp_path
-    )
+def test_a_processor_is_told_so_in_a_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = micronet(command, "--graph", "--device", "cpu", HOME=str(tmp_path))
     assert done.returncode == CONFIGURATION, done.stderr
     assert "--graph records CUDA graphs" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,0 +1,189 @@
+"""`micronet` in real processes, each a fork of one that has imported everything: a start costs 0.1 s, not 7.
+
+A server, itself a process of its own, gets an attempt's words, environment and streams, and forks. What needs
+an interpreter that starts, such as closed streams or a signal during the imports, is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from job.checks.child import Child
+
+ROOT = Path(__file__).parent.parent
+PR_SET_PDEATHSIG = 1  # prctl(2)
+RUNNING = 2**15  # no exit code
+
+
+class Process:
+    """A forked `micronet WORDS`, with the interface of `subprocess.Popen` that `Child` uses.
+
+    `before` is Python code that it runs first. It does not outlive the test's process.
+    """
+
+    def __init__(self, words: Sequence[str], environment: dict[str, str], streams: list[int], before: str):
+        self.stderr: IO[bytes] | None = None
+        self._code = RUNNING
+        self._pipe, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(_server(), [b"!"], [theirs.fileno(), *streams])
+        request = pickle.dumps((list(words), environment, str(Path.cwd()), before))
+        self._pipe.sendall(len(request).to_bytes(8, "big") + request)
+        self.pid = self._number()
+
+    def poll(self) -> int | None:
+        return self.wait(0)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        if self._code == RUNNING and select.select([self._pipe], [], [], timeout)[0]:
+            self._code = self._number()
+        if self._code == RUNNING and timeout:
+            raise subprocess.TimeoutExpired("micronet", timeout)
+        return None if self._code == RUNNING else self._code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _number(self) -> int:
+        data = self._pipe.recv(8, socket.MSG_WAITALL)
+        assert len(data) == 8, "the server has ended"
+        return int.from_bytes(data, "big", signed=True)
+
+
+class ForkedChild(Child):
+    """`micronet --log-format json train OPTIONS`, as `job.checks.child.Child` starts it."""
+
+    def __init__(self, options: Sequence[str], before: str = "") -> None:
+        words = ["--log-format", "json", "train", *options]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MICRONET_")}
+        reader, writer = os.pipe()
+        with Path(os.devnull).open("rb+") as nothing:
+            streams = [nothing.fileno(), nothing.fileno(), writer]
+            process = Process(words, environment, streams, before)
+        os.close(writer)
+        process.stderr = os.fdopen(reader, "rb")
+        self._process: Any = process
+        self._pipe, self._unread = reader, b""
+        self.events, self.words = [], []
+
+
+@contextmanager
+def started(options: Sequence[str], before: str = "") -> Iterator[ForkedChild]:
+    """Start a child that is killed at the end of the block."""
+    child = ForkedChild(options, before)
+    try:
+        yield child
+    finally:
+        child.close()
+
+
+def micronet(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Return what a command line printed and its exit code."""
+    with (
+        Path(os.devnull).open("rb") as nothing,
+        tempfile.TemporaryFile() as stdout,
+        tempfile.TemporaryFile() as stderr,
+    ):
+        streams = [nothing.fileno(), stdout.fileno(), stderr.fileno()]
+        code = Process([str(word) for word in words], {**os.environ, **environment}, streams, "").wait()
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    return subprocess.CompletedProcess(words, code or 0, *texts)
+
+
+@functools.cache
+def _server() -> socket.socket:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        number = theirs.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from tests.forked import serve; serve({number})"],
+            cwd=ROOT,
+            pass_fds=[number],
+        )
+    atexit.register(process.kill)
+    return ours
+
+
+def serve(number: int) -> None:
+    """Fork for each message on the socket of that number, until its other end is closed."""
+    from job.machine import process
+
+    process.fit_threads()  # as the program does, before torch
+
+    import job.cli
+    import job.commands
+    import job.train.evaluate
+    import job.train.job  # noqa: F401
+
+    requests = socket.socket(fileno=number)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(requests, 1, 4)
+        if not message:
+            return
+        if os.fork() == 0:
+            requests.close()
+            _attend(socket.socket(fileno=descriptors[0]), descriptors[1:])
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _attend(pipe: socket.socket, streams: list[int]) -> NoReturn:
+    """Fork the process, and pass on its number and its exit code; it ends when the test's process does."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    length = int.from_bytes(pipe.recv(8, socket.MSG_WAITALL), "big")
+    request = pickle.loads(pipe.recv(length, socket.MSG_WAITALL))
+    child = os.fork()
+    if child == 0:
+        pipe.close()
+        _become(*request, streams)
+    for stream in set(streams):
+        os.close(stream)
+    pipe.sendall(child.to_bytes(8, "big"))
+    ended = os.pidfd_open(child)
+    if pipe in select.select([ended, pipe], [], [])[0]:
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    pipe.sendall(code.to_bytes(8, "big", signed=True))
+    os._exit(0)
+
+
+def _become(
+    words: list[str], environment: dict[str, str], folder: str, before: str, streams: list[int]
+) -> NoReturn:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    for stream in set(streams):
+        os.close(stream)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = ["micronet", *words]
+    exec(before)
+    from job.cli import main
+
+    main()
