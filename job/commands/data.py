@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from job.commands import files
 from job.commands.options import cache_option, data_option, demo_option, option, sources
 
 PREVIEW_SCALE = 3  # pixels of the picture a pixel of the data set takes
@@ -44,9 +43,10 @@ def data(data: tuple[str, ...], demo: bool, cache: str, export: str | None, prev
         click.echo(export)
     if preview:
         from job.settings import Recipe
-        from job.train import preview as sheets
+        from job.store.files import write_whole
+        from job.train.preview import sheet
 
         dataset = prepared.dataset
-        files.write(
-            Path(preview), sheets.sheet(dataset.train, len(dataset.classes), Recipe(), scale=PREVIEW_SCALE)
-        )
+        picture = sheet(dataset.train, len(dataset.classes), Recipe(), scale=PREVIEW_SCALE)
+        write_whole(Path(preview), picture)
+        click.echo(preview)

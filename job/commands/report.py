@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from job.commands import files
 from job.commands.options import option
 
 EXAMPLES = """\b
@@ -45,36 +44,40 @@ def report(
     """
     from job.run import layout
     from job.store import local_path, open_store
+    from job.store.files import write_whole
     from job.view import exports, page
     from job.view.stored_run import read, runs_at
 
     stores = [open_store(run) for uri in uris for run in runs_at(open_store(uri))]
     home = _home(uris, [store.uri for store in stores]) if output is None else None
     if show and home is not None and local_path(home) is None:
-        raise click.UsageError("--open shows a file of this machine: say where it goes with --output")
+        raise click.UsageError("--open needs a file on this machine: name it with --output")
     runs = [read(store) for store in stores]
+    files: dict[Path, bytes] = {}
+    if csv:
+        files[Path(csv)] = exports.csv(runs)
+    if tensorboard:
+        files |= {Path(tensorboard) / name: data for name, data in exports.tensorboard(runs).items()}
     if home is None:
-        files.write(Path(str(output)), page.encode(runs))
+        files = {Path(str(output)): page.encode(runs), **files}
     else:
         output = f"{home}/{layout.PAGE}"
         open_store(home).put(layout.PAGE, page.encode(runs))
         click.echo(output)
-    if csv:
-        files.write(Path(csv), exports.csv(runs))
-    if tensorboard:
-        for name, events in exports.tensorboard(runs).items():
-            files.write(Path(tensorboard) / name, events)
+    for path, data in files.items():
+        write_whole(path, data)
+        click.echo(path)
     if show:
         click.launch(Path(str(output)).absolute().as_uri())
 
 
 def _home(uris: tuple[str, ...], runs: list[str]) -> str:
-    """Return where the page goes by itself: into the run, the folder that was named, or that of all runs."""
+    """Return the default folder of the page: the run's, the one that was named, or that of all runs."""
     from job.store import open_store
 
     if len(uris) == 1:
         return open_store(uris[0]).uri
     folders = {run.rpartition("/")[0] for run in runs}
     if len(folders) > 1 or folders <= {"", "s3:/"}:
-        raise click.UsageError("The runs are in several folders: say where their page goes with --output")
+        raise click.UsageError("The runs are in several folders: name a file for their page with --output")
     return folders.pop()

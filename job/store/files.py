@@ -151,6 +151,16 @@ def scratch(parent: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, with the folders above it; raises JobError where that fails."""
+    try:
+        with scratch(path.parent) as work:
+            (work / "file").write_bytes(data)
+            (work / "file").replace(path)
+    except OSError as error:
+        raise explain(error, path) from error
+
+
 def _new_locked_folder(parent: Path) -> tuple[Path, int]:
     """Make a folder and lock it; make another if a sweep removes it before it is locked."""
     while True:

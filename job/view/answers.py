@@ -21,7 +21,7 @@ MAX_MISTAKES, MAX_SIDE = 100, 64  # images that a page shows, and their pixels a
 
 @dataclass(frozen=True)
 class ClassResult:
-    """How one class fared. `taken_for` is the wrong answer given most often, None where there was none."""
+    """The answers to one class's images; `taken_for` is the most frequent wrong one, None without any."""
 
     name: str
     superclass: str | None
@@ -77,7 +77,7 @@ class Answers:
                 classes, superclasses = (_names(packed, name) for name in ("classes", "superclasses"))
                 found = cls(label, prediction, classes, superclasses, *_mistakes(packed))
             _check(found)
-        except Exception as error:  # what damage makes zipfile and numpy raise has no end
+        except Exception as error:  # a damaged file makes zipfile and numpy raise anything
             raise ValueError(str(error)[:200]) from error
         return found
 
@@ -209,7 +209,7 @@ def _names(packed: zipfile.ZipFile, name: str) -> tuple[str, ...]:
         return ()
     names = _array(packed, name)
     if names.dtype.kind != "U" or len(names) > MAX_CLASSES:
-        raise ValueError(f"its {name} are no names")
+        raise ValueError(f"its {name} are not names")
     texts = tuple(str(value)[:MAX_NAME] for value in names)
     for text in texts:
         text.encode()
@@ -227,7 +227,7 @@ def _check(found: Answers) -> None:
     if label.dtype != np.int64 or prediction.dtype != np.int64 or label.ndim != 1 or not len(label):
         raise ValueError("it holds no labels")
     if label.shape != prediction.shape:
-        raise ValueError("labels and predictions are not of one number")
+        raise ValueError("it holds another number of predictions than labels")
     answers = np.concatenate((label, prediction))
     if answers.min() < 0 or answers.max() >= (len(classes) or MAX_CLASSES):
         raise ValueError("a label is out of bounds")

@@ -1,4 +1,4 @@
-"""Several runs side by side: those that differ in nothing but the seed are one group with a mean."""
+"""Comparison of runs: those that differ only in their seed form a group with a mean."""
 
 from __future__ import annotations
 

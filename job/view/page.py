@@ -1,4 +1,4 @@
-"""One self-contained HTML page about one run, or about several side by side.
+"""One self-contained HTML page about a run, or about several in comparison.
 
 Nothing is loaded from anywhere, and the page's own policy forbids it. All that was read from a bucket is
 escaped by the templates; what is drawn comes from checked numbers alone.
@@ -153,7 +153,7 @@ def _groups(runs: Sequence[StoredRun]) -> list[Group]:
 
 
 def _standings(runs: Sequence[StoredRun]) -> Standings | None:
-    """Place the finished runs on CIFAR-100; the leaderboard says nothing of another data set's."""
+    """Return the places of the finished runs on CIFAR-100, the leaderboard's data set."""
     return standings(
         [
             (label, run.report["score"]["leaderboard"]["score"], run.report["accuracy"]["passed"])

@@ -60,7 +60,7 @@ class Plot:
     title: str
     alt: str
     unit: str
-    column: str  # of the table of epochs, by which the page's script looks values up
+    column: str  # of the table of epochs, by which the page's script finds values
     x: tuple[int, int]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -71,14 +71,14 @@ class Plot:
 
 
 class Axis:
-    """Maps values from `low` to `high` to 0 to 1; logarithmic where asked for."""
+    """Maps values from `low` to `high` to 0 to 1, linearly or by their logarithm."""
 
     def __init__(self, low: float, high: float, logarithmic: bool = False) -> None:
         self.logarithmic = logarithmic
         self.low, self.high = self._bend(low), self._bend(high)
 
     def __call__(self, value: float) -> float:
-        """Return where `value` lies."""
+        """Return the place of `value`."""
         return (self._bend(value) - self.low) / (self.high - self.low)
 
     def _bend(self, value: float) -> float:
@@ -102,7 +102,7 @@ def line_chart(
     """Return the chart of `series`, none of them empty.
 
     `threshold` is (value, label) of a level to reach, `breaks` are epochs. `from_zero` keeps a small change
-    from looking like a large one. The mean of the series of `interval` is drawn with its 95 % interval.
+    from being drawn as a large one. The mean of the series of `interval` is drawn with its 95 % interval.
     """
     values = [value for one in series for value in one.y] + ([threshold[0]] if threshold else [])
     values += [0.0] if from_zero else []

@@ -52,14 +52,14 @@ ENTRIES = (
     LeaderboardEntry("Frenzy", 0.1368),
     LeaderboardEntry("ProxylessNAS-TTQ", 0.1433),
     LeaderboardEntry("micro-machines", 0.1659),
-    LeaderboardEntry("PunyNet", 0.1906, qualified=False),  # 53.39 % where 80 % was asked for
+    LeaderboardEntry("PunyNet", 0.1906, qualified=False),  # 53.39 % accuracy, below the 80 % required
     LeaderboardEntry("ID56", 0.2056),
     LeaderboardEntry("Soft Binary Mask", 0.3847),
     LeaderboardEntry(REPRODUCED, 0.4635),
     LeaderboardEntry("Sloth", 0.7635),
 )
 
-MAX_PARAMETERS = 200e6  # a forged recipe must not ask for a network without end
+MAX_PARAMETERS = 200e6  # a forged recipe must not make a network that fills the memory
 MAX_DEPTH, MAX_WIDTH = 1000, 100
 
 SMALLEST = 1e-6  # score that is drawn
@@ -87,7 +87,7 @@ class StandingsRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Standings:
-    """`entries` and `runs` lie at per cent of the line; `places` are those of the runs."""
+    """`entries` and `runs` are at per cent of the line; `places` are those of the runs."""
 
     entries: list[Tick]
     runs: list[Tick]

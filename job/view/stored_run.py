@@ -1,4 +1,4 @@
-"""What a run's objects say of it, read and checked: the page trusts nothing that is in a bucket.
+"""A run as its objects describe it, read and checked: the page trusts nothing that is in a bucket.
 
 A run that is not finished, or of which only some files were copied, has less to show and is no error.
 """
@@ -41,11 +41,11 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class AttemptSummary:
-    """One process's turn. Times are in UTC; what is not known is None."""
+    """One attempt, its times in UTC; what is not known is None."""
 
     generation: int
     started: datetime | None
-    ended: datetime | None  # for one that vanished, when it was last heard of
+    ended: datetime | None  # for one that vanished, its last heartbeat
     reason: str | None  # None: it still runs, or has not been missed yet
     host: str
     device: str
@@ -61,7 +61,7 @@ class AttemptSummary:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run. `report` is None until it is finished; `status` says where it stands as long as it is not."""
+    """A run; `report` is None until it is finished, `status` from then on."""
 
     uri: str
     report: dict[str, Any] | None
@@ -205,7 +205,7 @@ def downtimes(attempts: list[AttemptSummary]) -> list[float | None]:
 
 
 def _reported(entry: dict[str, Any]) -> Turn:
-    """Return what a report says of an attempt; its times are text of any kind."""
+    """Return an attempt as a report describes it; its times are text of any kind."""
     worker = Worker.model_construct(started=entry["started"], host=entry["host"], device=entry["device"])
     return Turn(entry["generation"], worker, entry["reason"], entry["ended"])
 

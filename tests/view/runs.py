@@ -1,4 +1,4 @@
-"""Runs as they lie in a store, written without training: 600 epochs in a tenth of a second."""
+"""Runs as they are in a store, written without training: 600 epochs in a tenth of a second."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def write_attempts(store: Store, kills: int, hours: float, finished: bool) -> li
         begin = START + index * (length + timedelta(minutes=25))
         last = index == kills
         stop = begin + length
-        told = End(reason="finished", ended=stop.isoformat(), position=100)
-        ending = told if last and finished else None
+        end = End(reason="finished", ended=stop.isoformat(), position=100)
+        ending = end if last and finished else None
         worker = Worker(host=f"worker-{index}", device="NVIDIA H100 80GB HBM3", started=begin.isoformat())
         claims.save(store, Claim(generation=index + 1, owner="0" * 16, attempt=worker, resumed=0, end=ending))
         if not (last and finished):

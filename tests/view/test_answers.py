@@ -129,7 +129,7 @@ def test_mistakes_that_no_run_wrote_are_refused(content: bytes, reason: str) -> 
     ],
 )
 def test_what_is_damaged_or_hostile_is_refused(content: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - of many causes
+    with pytest.raises(ValueError):  # noqa: PT011 - many causes
         Answers.decode(content)
 
 
@@ -165,7 +165,7 @@ def changed(content: bytes, at: bytes, to: bytes) -> bytes:
     ids=["7 PiB", "negative", "objects", "wide", "deep", "signs", "digits", "encrypted", "bad deflate"],
 )
 def test_a_hostile_array_is_refused_before_it_is_made(content: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - of many causes
+    with pytest.raises(ValueError):  # noqa: PT011 - many causes
         Answers.decode(content)
 
 

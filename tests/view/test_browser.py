@@ -89,7 +89,7 @@ def tab(browser: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def visit(tab: Any, pages: dict[str, Path]) -> Iterator[Any]:
-    """Load a page; what its console says and what it asks the network for must be nothing."""
+    """Load a page; it must write nothing to the console and request nothing from the network."""
     problems: list[str] = []
     heard = {
         "console": lambda message: problems.append(message.text),

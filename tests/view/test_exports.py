@@ -36,7 +36,7 @@ def test_tensorboard_reads_back_what_the_history_holds(tmp_path: Path) -> None:
     half = read(store)
     write_run(store, epochs=40, kills=3)
     whole = read(store)
-    for state in (half, whole):  # the export of a run that goes on is replaced by that of the finished one
+    for state in (half, whole):  # the export of an unfinished run is replaced by that of the finished one
         for name, events in exports.tensorboard([state]).items():
             path = tmp_path / "logs" / Path(name).name
             path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the page says and what it must never hold; how it looks is `test_browser.py`'s."""
+"""What the page shows and what it must never hold; `test_browser.py` tests how it is drawn."""
 
 import base64
 import hashlib
@@ -189,7 +189,7 @@ def test_80_per_cent_are_asked_for_on_cifar100_only(tmp_path: Path) -> None:
     assert "not asked for" in html
 
 
-def test_why_best_and_final_differ_is_said_by_precision(tmp_path: Path) -> None:
+def test_the_precision_explains_why_best_and_final_differ(tmp_path: Path) -> None:
     bf16 = run(tmp_path, epochs=5)
     assert bf16.report is not None
     assert bf16.report["accuracy"]["best"]["epoch"] == 5
@@ -281,7 +281,7 @@ def test_before_the_first_epoch_there_is_a_page_too(tmp_path: Path) -> None:
 
 def test_without_superclasses_the_page_says_so(tmp_path: Path) -> None:
     html = page.render([run(tmp_path, epochs=5, superclasses=[])])
-    assert "do not say which class belongs to which" in html
+    assert "do not name the superclass of each class" in html
     assert not Outline(html).all("rect", "wrong")
 
 
@@ -338,7 +338,7 @@ def test_every_figure_has_its_text(tmp_path: Path) -> None:
     assert len(named) == len(set(named))
 
 
-def test_it_is_published_beside_the_report(tmp_path: Path) -> None:
+def test_it_is_published_next_to_the_report(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     write_run(store, epochs=5)
     assert page.publish(store) == f"{tmp_path}/report.html"

@@ -120,7 +120,7 @@ def test_what_a_vanished_attempt_lost_is_read_from_its_heartbeat(store: Store) -
 
 
 def test_a_status_needs_no_torch() -> None:
-    """It takes seconds to import, on the laptop of somebody who looks."""
+    """It takes seconds to import, on the laptop of somebody who asks for it."""
     code = "import sys, job.view.status, job.commands.status; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

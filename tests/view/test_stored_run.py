@@ -42,7 +42,7 @@ def test_three_kills_are_three_breaks_with_their_cost(store: Store) -> None:
     assert "75 min without a machine, 15 min of training repeated" in line.alt
 
 
-def test_a_run_that_goes_on_has_a_status_and_no_report(store: Store) -> None:
+def test_an_unfinished_run_has_a_status_and_no_report(store: Store) -> None:
     write_run(store, epochs=20, kills=1, finished=False)
     run = read(store)
     assert run.report is None
@@ -75,7 +75,7 @@ def test_what_came_after_the_end_is_no_attempt_at_the_run(store: Store) -> None:
     assert [attempt.generation for attempt in read(one).attempts] == [1]
 
 
-def test_epochs_without_a_look_at_the_test_set(store: Store) -> None:
+def test_epochs_without_an_evaluation(store: Store) -> None:
     write_run(store, epochs=20)
     lines = [json.loads(line) for line in store.get("history.jsonl").data.splitlines()]
     for line in lines[::2]:

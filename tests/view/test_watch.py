@@ -54,24 +54,24 @@ def test_a_terminal_is_redrawn_and_a_file_gets_blocks_until_the_run_is_finished(
     assert "\x1b" not in output + errors
 
 
-def test_a_store_that_does_not_answer_is_told_and_waited_for(s3_uri: str, proxy: FaultProxy) -> None:
+def test_a_store_out_of_reach_is_shown_and_retried(s3_uri: str, proxy: FaultProxy) -> None:
     run = begin(open_store(s3_uri))
-    looks: list[status.Observation] = []
-    for look in status.watch(open_store(s3_uri, retry_seconds=0.2), every_seconds=0.05):
-        looks.append(look)
-        if len(looks) == 1:
+    observations: list[status.Observation] = []
+    for observation in status.watch(open_store(s3_uri, retry_seconds=0.2), every_seconds=0.05):
+        observations.append(observation)
+        if len(observations) == 1:
             proxy.default = ("unavailable", 0)
-        elif look.outage and proxy.default[0] == "unavailable":
-            assert look.seen is not None
-            assert "epoch       3 of 10" in look.text()
-            assert "out of reach" in look.text()
+        elif observation.outage and proxy.default[0] == "unavailable":
+            assert observation.seen is not None
+            assert "epoch       3 of 10" in observation.text()
+            assert "out of reach" in observation.text()
             proxy.default = ("pass", 0)
             finish(run)
-        assert len(looks) < 50
-    assert looks[0].outage is None
-    assert sum(look.outage is not None for look in looks) == 1
-    assert looks[-1].seen is not None
-    assert looks[-1].seen.phase == "finished"
+        assert len(observations) < 50
+    assert observations[0].outage is None
+    assert sum(observation.outage is not None for observation in observations) == 1
+    assert observations[-1].seen is not None
+    assert observations[-1].seen.phase == "finished"
 
 
 def test_without_watch_an_outage_is_an_error(s3_uri: str, proxy: FaultProxy) -> None:
