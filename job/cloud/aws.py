@@ -10,6 +10,7 @@ from botocore.config import Config
 
 from job.cloud.submission import Submission
 from job.errors import RETRYABLE, ConfigurationError, JobError, MachineError, PermissionRefusedError
+from job.store.s3_client import NO_CREDENTIALS, UNREACHABLE
 
 ATTEMPTS = 10
 """The most that AWS Batch allows."""
@@ -19,13 +20,6 @@ HOST_LOST = "Host EC2*"
 https://aws.amazon.com/blogs/compute/introducing-retry-strategies-for-aws-batch/."""
 
 _CONFIG = Config(connect_timeout=10, read_timeout=20, retries={"mode": "standard", "max_attempts": 3})
-_NO_KEYS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.SSOError, boto.ProfileNotFound)
-_UNREACHABLE = (
-    boto.ConnectionError,
-    boto.HTTPClientError,
-    boto.CredentialRetrievalError,
-    boto.MetadataRetrievalError,
-)
 _REFUSED = ("AccessDenied", "ExpiredToken", "InvalidClientTokenId", "SignatureDoesNotMatch", "Unrecognized")
 
 
@@ -77,13 +71,13 @@ def explain(error: Exception, where: str) -> JobError:
     if isinstance(error, boto.ClientError):
         return _explain_answer(error, where)
     said = f"{where}: {error}".rstrip(".")
-    if isinstance(error, _NO_KEYS):
+    if isinstance(error, NO_CREDENTIALS):
         return PermissionRefusedError(
             said, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
         )
     if isinstance(error, boto.NoRegionError):
         return ConfigurationError(said, "Set AWS_DEFAULT_REGION to the stack's region")
-    if isinstance(error, _UNREACHABLE):
+    if isinstance(error, UNREACHABLE):
         return MachineError(said, "Check the network, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL")
     return ConfigurationError(said, "Check the options and the AWS variables")
 

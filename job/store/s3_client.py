@@ -76,8 +76,8 @@ _TRANSIENT = {
     "XAmzContentChecksumMismatch",
 }
 _WRONG_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}
-_NO_KEYS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.SSOError, boto.ProfileNotFound)
-_UNREACHABLE = (
+NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.SSOError, boto.ProfileNotFound)
+UNREACHABLE = (
     boto.ConnectionError,
     boto.HTTPClientError,
     boto.IncompleteReadError,
@@ -243,13 +243,13 @@ def from_boto(error: Exception, where: str) -> JobError:
     """Return the JobError for one of ERRORS; `where` is the URI of the request."""
     if isinstance(error, boto.ClientError):
         return _from_answer(error, where)
-    if isinstance(error, _NO_KEYS):
+    if isinstance(error, NO_CREDENTIALS):
         return RefusedError(
             f"{where}: {error}", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
         )
     if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return ConfigurationError(f"{where}: {error}", "Name the authority's certificate in AWS_CA_BUNDLE")
-    if isinstance(error, _UNREACHABLE):
+    if isinstance(error, UNREACHABLE):
         return TransientError(f"{where}: {error}", "Check the network and AWS_ENDPOINT_URL_S3")
     return ConfigurationError(f"{where}: {error}", "Check the bucket's name and the AWS variables")
 

@@ -65,7 +65,7 @@ class StepLearner(Learner):
 class Trainer:
     """Trains `network` in place, an epoch at a call; no step reads the device.
 
-    `epoch` and `step`, both from 0, are those that training goes on with. `after_step` is called between
+    `epoch` and `step`, both from 0, are those that training continues with. `after_step` is called between
     steps, when `state` may be taken; what it raises ends the epoch there. With a `recorder` the first step's
     forward, loss and backward are recorded, and replayed from then on.
     """
