@@ -17,6 +17,28 @@ from tests.store.careless import CarelessS3
 
 BUCKET = "micronet-tests"
 
+LONGEST_FIRST = (
+    "train/test_gpu_runs.py",
+    "run/test_runs.py",
+    "checks/test_first_hour.py",
+    "test_ends.py",
+    "checks/test_selftest.py",
+    "train/test_compile.py",
+    "checks/test_bench.py",
+    "train/test_graph.py",
+    "test_process.py",
+    "run/test_bad_moments.py",
+    "test_cli.py",
+    "run/test_old_run.py",
+)
+"""Files of a minute and more: begun last, one would keep a single process busy when the other is done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the tests of the longest files to the front."""
+    rank = {str(Path(__file__).parent / name): number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(str(item.path), len(rank)))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def no_cloud() -> Iterator[None]:
