@@ -25,7 +25,7 @@ def redact(address: str) -> str:
         return address
     scheme, slashes, rest = found.groups()
     start = f"{scheme}:{slashes}"
-    if scheme.lower() == "s3" and _BUCKET.match(rest):  # a key may hold the other characters
+    if scheme.lower() in ("s3", "gs") and _BUCKET.match(rest):  # a key may hold the other characters
         return start + rest.partition("?")[0]
     head = re.split("[?#;]", rest, maxsplit=1)[0]
     if "@" in rest[len(head) :]:
@@ -53,7 +53,7 @@ def _has_credentials(address: str) -> bool:
     scheme, _, rest = address.partition("://")
     head = re.split("[?#;]", rest, maxsplit=1)[0]
     authority = head.partition("/")[0]
-    if scheme.lower() == "s3" and _BUCKET.match(rest):
+    if scheme.lower() in ("s3", "gs") and _BUCKET.match(rest):
         authority = ""
     has_password = ":" in authority and "@" in rest  # which may hold a slash, or what begins a query
     return "@" in authority or has_password or bool(_SECRET.search(rest[len(head) :]))

@@ -16,9 +16,10 @@ from tests.store.careless import CarelessS3
 HEX = "0123456789abcdef" * 2
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return open_store(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_uri"))
+    kind = request.param
+    return open_store(str(tmp_path) if kind == "local" else request.getfixturevalue(f"{kind}_uri"))
 
 
 def test_a_store_that_honours_conditions_passes_and_is_left_as_it_was(store: Store) -> None:

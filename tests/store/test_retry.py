@@ -8,7 +8,7 @@ import time
 import pytest
 
 from job import events
-from job.store import open_store, s3_client
+from job.store import answers, open_store
 from job.store.base import AbsentError, ConflictError, RefusedError, TransientError
 from tests.servers import FaultProxy
 
@@ -154,7 +154,7 @@ def test_answers_that_are_not_s3s_are_the_machines_fault_in_the_end(
 def test_a_right_that_is_lost_is_a_refusal_in_the_end(
     s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(s3_client, "REFUSED_SECONDS", 0.3)
+    monkeypatch.setattr(answers, "REFUSED_SECONDS", 0.3)
     store = open_store(s3_uri)
     store.put("key", DATA)
     proxy.default = ("denied", 0)

@@ -1,0 +1,231 @@
+"""The connection to Google Cloud Storage: which answers it takes, and the job's errors for its client's.
+
+The client is google-cloud-storage, whose session shows each answer before it is believed. obstore 0.12.1
+raises FileNotFoundError for the 404 of any server, such as a captive portal's page; "cannot read" taken for
+"absent" would restart a run from zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http
+import os
+import threading
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import google.auth
+import requests
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+from google.auth.credentials import AnonymousCredentials
+from google.auth.transport.requests import AuthorizedSession
+from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from urllib3.exceptions import HTTPError
+
+from job.errors import ConfigurationError, JobError
+from job.store import answers
+from job.store.answers import Answers
+from job.store.base import AbsentError, ConflictError, DoubtfulError, RefusedError, TransientError
+
+ENDPOINT = "STORAGE_EMULATOR_HOST"
+"""The client's variable that names another server, which is sent no credentials."""
+
+SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+REQUEST_ID = "x-guploader-uploadid"
+
+_REDIRECTS = {301, 302, 303, 307, 308}
+_TRANSIENT = {408, 409, 429}  # 409 is of two writes at one instant
+_TOO_MANY = {"rateLimitExceeded", "userRateLimitExceeded"}  # sent with 403 too
+_ROLE = "Give this identity the role roles/storage.objectUser on the bucket"
+_IDENTITY = "Give the machine a service account, or run gcloud auth application-default login"
+
+# Without it the client asks for the bucket's own properties in a thread, a right that no job needs.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+
+
+class ForeignAnswerError(Exception):
+    """An answer that is not Google's: a proxy's, a captive portal's."""
+
+    def __init__(self, response: requests.Response, what: str = "") -> None:
+        what = what or response.headers.get("Content-Type", "no type")
+        super().__init__(
+            f"HTTP {response.status_code} with {what}, which is not an answer of Google's storage"
+        )
+
+
+ERRORS = (
+    ForeignAnswerError,
+    api.GoogleAPICallError,
+    auth.GoogleAuthError,
+    DataCorruption,
+    InvalidResponse,
+    requests.RequestException,
+    HTTPError,
+    ConnectionError,
+)
+"""The errors of the client, and those of its libraries that it lets through."""
+
+
+class Connection:
+    """The client for one bucket, made at the first request; safe to use from several threads.
+
+    The credentials are Google's application default ones: the machine's own service account, those of `gcloud
+    auth application-default login`, or a file in GOOGLE_APPLICATION_CREDENTIALS. They are renewed in time.
+    """
+
+    def __init__(self, bucket: str, folder: str) -> None:
+        self.uri = f"gs://{bucket}/{folder}".rstrip("/")
+        self._name, self._folder = bucket, folder
+        self._answers = Answers()
+        self._latest = threading.local()  # of each thread: its last response, and the deadline of its body
+        self._may_list = False
+
+    @cached_property
+    def bucket(self) -> storage.Bucket:
+        """The bucket; a ConfigurationError if it is missing.
+
+        It is asked for at first, since Google's 404 does not tell a missing bucket from an absent key.
+        """
+        with self.errors("connect"):
+            client = self._client()
+            bucket = client.bucket(self._name)
+        try:
+            with self.errors("list"):
+                list(client.list_blobs(bucket, prefix=self._folder, max_results=1, **self.limits()))
+        except RefusedError:
+            return bucket  # where listing is forbidden, an absent key is a 403 and a missing bucket a 404
+        self._may_list = True
+        return bucket
+
+    @property
+    def response(self) -> requests.Response:
+        """The calling thread's last response."""
+        found: requests.Response = self._latest.response
+        return found
+
+    def limits(self) -> dict[str, Any]:
+        """Return the arguments that bound a request; RetryingStore repeats it."""
+        return {"timeout": (answers.CONNECT_SECONDS, answers.READ_SECONDS), "retry": None}
+
+    @contextlib.contextmanager
+    def errors(self, operation: str, key: str = "") -> Iterator[None]:
+        """Raise the JobError for what the client raises in the block, which does `operation` on `key`."""
+        try:
+            yield
+            self._answers.allowed.add(operation)
+        except ERRORS as error:
+            raise self._explain(error, operation, f"{self.uri}/{key}".rstrip("/")) from error
+        except RuntimeError as error:
+            if str(error) != answers.NO_THREAD:
+                raise
+            raise TransientError(f"{self.uri}: {error}", answers.NO_THREAD_FIX) from error
+        finally:
+            self._end_deadline()
+
+    def _client(self) -> storage.Client:
+        credentials: Any = AnonymousCredentials()
+        if not os.environ.get(ENDPOINT):
+            credentials, _ = google.auth.default(scopes=[SCOPE])
+        session = AuthorizedSession(credentials, refresh_timeout=answers.READ_SECONDS)
+        session.hooks["response"].append(self._inspect)
+        # A project is needed to make buckets only.
+        return storage.Client(project="none", credentials=credentials, _http=session)
+
+    def _inspect(self, response: requests.Response, *_: Any, **__: Any) -> None:
+        """Start the deadline of a response's body; raise ForeignAnswerError if it is not Google's."""
+        self._end_deadline()
+        self._latest.response = response
+        length = response.headers.get("Content-Length", "")
+        self._latest.deadline = answers.deadline(response.raw, int(length) if length.isdigit() else 0)
+        if response.status_code >= 500 or response.status_code in _TRANSIENT:  # retried, whoever it is from
+            return
+        if not self._is_genuine(response):
+            response.close()
+            raise ForeignAnswerError(response)
+        self._answers.seen(REQUEST_ID in response.headers)
+
+    def _is_genuine(self, response: requests.Response) -> bool:
+        kind = response.headers.get("Content-Type", "")
+        if response.status_code in _REDIRECTS and "Location" in response.headers:
+            return False
+        if REQUEST_ID in response.headers:
+            return True
+        if self._answers.send_ids or "html" in kind:
+            return False
+        if response.status_code in (308, 416) or response.status_code < 300:
+            return True
+        if self._answers.known and response.status_code == 404:  # that of a download is plain text
+            return kind.startswith(("text/plain", "application/json"))
+        return "error" in _document(response)
+
+    def _end_deadline(self) -> None:
+        timer = getattr(self._latest, "deadline", None)
+        if timer:
+            timer.cancel()
+
+    def _explain(self, error: Exception, operation: str, where: str) -> JobError:
+        if isinstance(error, ForeignAnswerError):
+            known = TransientError(f"{where}: {error}", "Check the network")
+            stranger = ConfigurationError(known.message, f"Check the network and {ENDPOINT}")
+            return self._answers.foreign(known, stranger)
+        if isinstance(error, api.NotFound) and self._may_list and operation in ("get", "delete"):
+            return AbsentError(f"there is no {where}")
+        if isinstance(error, auth.DefaultCredentialsError):  # also where the metadata service was not reached
+            return DoubtfulError(from_google(error, where), answers.FIRST_ANSWER_SECONDS)
+        return self._answers.judged(from_google(error, where), operation)
+
+
+def from_google(error: Exception, where: str) -> JobError:
+    """Return the JobError for one of ERRORS; `where` is the URI of the request."""
+    if isinstance(error, (api.GoogleAPICallError, InvalidResponse)):
+        return _from_answer(error, where)
+    if isinstance(error, auth.GoogleAuthError):
+        return _from_auth(error, where)
+    said = f"{where}: {type(error).__name__}: {error}"
+    if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return ConfigurationError(said, "Name the authority's certificate in REQUESTS_CA_BUNDLE")
+    if isinstance(error, requests.RequestException) and isinstance(error, ValueError):  # of its address
+        return ConfigurationError(said, f"Check {ENDPOINT} and the proxy's variables")
+    return TransientError(said, "Check the network")
+
+
+def _from_answer(error: Any, where: str) -> JobError:
+    response = error.response
+    document = _document(response).get("error", {})
+    status, message = response.status_code, document.get("message") or _phrase(response.status_code)
+    answer = f"{where}: HTTP {status}: {message}"
+    reasons = {entry.get("reason") for entry in document.get("errors", [])}
+    if status == 404:
+        return ConfigurationError(f"{where}: there is no such bucket", "Create it, or correct its name")
+    if status == 412:
+        return ConflictError(f"{where} has been written by someone else")
+    if status >= 500 or status in _TRANSIENT or reasons & _TOO_MANY or "doesn't match calculated" in message:
+        return TransientError(answer, "Try later")
+    if status in (401, 403):
+        return RefusedError(answer, _ROLE)
+    if status < 400:  # an answer without what it must have
+        return TransientError(f"{where}: HTTP {status}: {error}", "Check the network")
+    return ConfigurationError(answer, f"Check the bucket's name and {ENDPOINT}")
+
+
+def _from_auth(error: auth.GoogleAuthError, where: str) -> JobError:
+    said = f"{where}: {error}"
+    if isinstance(error, auth.TransportError) or error.retryable:
+        return TransientError(said, "Check the network and the machine's metadata service")
+    return RefusedError(said, _IDENTITY)
+
+
+def _document(response: requests.Response) -> dict[str, Any]:
+    """Return the JSON object of an error's answer; an empty one where it is something else."""
+    with contextlib.suppress(ValueError):
+        found = response.json()
+        if isinstance(found, dict) and isinstance(found.get("error"), dict):
+            return found
+    return {}
+
+
+def _phrase(status: int) -> str:
+    return http.HTTPStatus(status).phrase if status in list(http.HTTPStatus) else ""
