@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.google_storage import DENIED as GOOGLE_DENIED
 from tests.google_storage import FakeGoogle
 from tests.metadata import nowhere
 from tests.servers import FaultProxy, RangeServer, SeaweedFS
@@ -89,6 +90,7 @@ def gs_uri(google: FakeGoogle, monkeypatch: pytest.MonkeyPatch) -> str:
 def gs_proxy(google: FakeGoogle, gs_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A fault proxy between the environment's client of Google's storage and its server."""
     proxy = FaultProxy(google.endpoint)
+    proxy.denial = ("application/json", GOOGLE_DENIED)
     proxy.start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.uri)
     yield proxy

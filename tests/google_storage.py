@@ -14,6 +14,7 @@ from tests.servers import free_ports
 
 START_SECONDS = 30
 BUCKET = "micronet-tests"
+DENIED = '{"error": {"code": 403, "message": "AccessDenied to A\x9b2Jccess", "errors": []}}'.encode()
 
 
 class FakeGoogle:

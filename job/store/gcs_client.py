@@ -118,6 +118,8 @@ class Connection:
             self._answers.allowed.add(operation)
         except ERRORS as error:
             raise self._explain(error, operation, f"{self.uri}/{key}".rstrip("/")) from error
+        except ValueError as error:  # of the client for credentials of another cloud of Google's
+            raise ConfigurationError(f"{self.uri}: {error}", "Check GOOGLE_CLOUD_UNIVERSE_DOMAIN") from error
         except RuntimeError as error:
             if str(error) != answers.NO_THREAD:
                 raise
@@ -145,6 +147,8 @@ class Connection:
         if not self._is_genuine(response):
             response.close()
             raise ForeignAnswerError(response)
+        if _is_document(response) and not isinstance(_json(response), dict):
+            raise ForeignAnswerError(response, "no JSON object")
         self._answers.seen(REQUEST_ID in response.headers)
 
     def _is_genuine(self, response: requests.Response) -> bool:
@@ -159,7 +163,7 @@ class Connection:
             return True
         if self._answers.known and response.status_code == 404:  # that of a download is plain text
             return kind.startswith(("text/plain", "application/json"))
-        return "error" in _document(response)
+        return bool(_error(response))
 
     def _end_deadline(self) -> None:
         timer = getattr(self._latest, "deadline", None)
@@ -172,6 +176,7 @@ class Connection:
             stranger = ConfigurationError(known.message, f"Check the network and {ENDPOINT}")
             return self._answers.foreign(known, stranger)
         if isinstance(error, api.NotFound) and self._may_list and operation in ("get", "delete"):
+            self._answers.allowed.add(operation)
             return AbsentError(f"there is no {where}")
         if isinstance(error, auth.DefaultCredentialsError):  # also where the metadata service was not reached
             return DoubtfulError(from_google(error, where), answers.FIRST_ANSWER_SECONDS)
@@ -187,14 +192,14 @@ def from_google(error: Exception, where: str) -> JobError:
     said = f"{where}: {type(error).__name__}: {error}"
     if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return ConfigurationError(said, "Name the authority's certificate in REQUESTS_CA_BUNDLE")
-    if isinstance(error, requests.RequestException) and isinstance(error, ValueError):  # of its address
+    if isinstance(error, ValueError) and not isinstance(error, requests.JSONDecodeError):  # an address's
         return ConfigurationError(said, f"Check {ENDPOINT} and the proxy's variables")
     return TransientError(said, "Check the network")
 
 
 def _from_answer(error: Any, where: str) -> JobError:
     response = error.response
-    document = _document(response).get("error", {})
+    document = _error(response)
     status, message = response.status_code, document.get("message") or _phrase(response.status_code)
     answer = f"{where}: HTTP {status}: {message}"
     reasons = {entry.get("reason") for entry in document.get("errors", [])}
@@ -212,19 +217,32 @@ def _from_answer(error: Any, where: str) -> JobError:
 
 
 def _from_auth(error: auth.GoogleAuthError, where: str) -> JobError:
-    said = f"{where}: {error}"
-    if isinstance(error, auth.TransportError) or error.retryable:
+    said = " ".join(f"{where}: {error}".split()).rstrip(".")
+    cut_off = isinstance(error, auth.TransportError) or isinstance(error.__cause__, auth.TransportError)
+    if error.retryable or (
+        cut_off and "status: 4" not in said
+    ):  # where nobody is the machine's identity, 404
         return TransientError(said, "Check the network and the machine's metadata service")
     return RefusedError(said, _IDENTITY)
 
 
-def _document(response: requests.Response) -> dict[str, Any]:
-    """Return the JSON object of an error's answer; an empty one where it is something else."""
+def _is_document(response: requests.Response) -> bool:
+    """Return whether a response must hold a JSON object: no download, and no beginning of a long upload."""
+    begins = "uploadType=resumable" in response.url and "upload_id" not in response.url
+    return response.status_code == 200 and "alt=media" not in response.url and not begins
+
+
+def _error(response: requests.Response) -> dict[str, Any]:
+    """Return what an error's answer says of it; nothing where that is no JSON of Google's."""
+    found = _json(response)
+    error = found.get("error") if isinstance(found, dict) else None
+    return error if isinstance(error, dict) else {}
+
+
+def _json(response: requests.Response) -> Any:
     with contextlib.suppress(ValueError):
-        found = response.json()
-        if isinstance(found, dict) and isinstance(found.get("error"), dict):
-            return found
-    return {}
+        return response.json()
+    return None
 
 
 def _phrase(status: int) -> str:
