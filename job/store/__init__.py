@@ -60,7 +60,8 @@ def _google(bucket: str, prefix: str) -> Store:
         from job.store.gcs import GoogleStore
     except ImportError as error:
         raise ConfigurationError(
-            f"the client of Google's storage is not installed ({error})", "Run ./setup.sh install google"
+            f"the client of Google's storage is not installed ({error})",
+            "Run ./setup.sh install google, or pip install google-cloud-storage",
         ) from error
     return GoogleStore(bucket, prefix)
 

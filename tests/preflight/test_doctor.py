@@ -64,6 +64,20 @@ def test_a_demo_in_a_bucket_is_well(s3_uri: str, tmp_path: Path, capsys: pytest.
     assert checks["data"]["text"] == "generated here"
 
 
+def test_a_demo_in_googles_storage_is_well(
+    gs_uri: str, gs_proxy: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--demo", "--device", "cpu", "--run", gs_uri, "--cache", tmp_path]
+    code, checks = examine(capsys, *words)
+    assert (code, checks["store"]["status"]) == (0, "ok")
+    assert f"{gs_uri} can be read and written and honours conditional writes" in checks["store"]["text"]
+    assert not {"credentials", "clock"} & set(checks)
+    gs_proxy.default = ("denied", 0)
+    code, checks = examine(capsys, *words)
+    assert (code, checks["store"]["exit_code"]) == (77, 77)
+    assert "roles/storage.objectUser" in checks["store"]["fix"]
+
+
 def test_a_kernel_that_hangs_is_reported_and_what_comes_after_it_is_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

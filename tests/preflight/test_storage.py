@@ -31,6 +31,7 @@ from job.store import service as service_of
 from job.store.base import RefusedError
 from job.store.s3 import S3Service
 from tests.disks import tiny_disk
+from tests.servers import FaultProxy
 from tests.store.careless import CarelessS3
 
 ARCHIVE, UNPACKED = 169_001_437, 185_901_581  # 1.1 times
@@ -94,6 +95,13 @@ def test_no_credentials_are_named(s3_uri: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_store_that_ignores_conditions_is_refused(careless: CarelessS3) -> None:
     careless.conditions["If-None-Match"] = "ignore"
     check = found("s3://bucket/run")["store"]
+    assert (check.status, check.exit_code) == ("failed", 78)
+    assert "two attempts could overwrite each other" in check.text
+
+
+def test_a_store_of_googles_that_ignores_conditions_is_refused(gs_uri: str, gs_proxy: FaultProxy) -> None:
+    gs_proxy.stripped = re.compile(r"&ifGenerationMatch=\d+")
+    check = found(gs_uri)["store"]
     assert (check.status, check.exit_code) == ("failed", 78)
     assert "two attempts could overwrite each other" in check.text
 
