@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -40,6 +41,11 @@ A_ROLE = "Give the job a role, or keys that do not expire before the run ends"
 FIXED = ("env", "shared-credentials-file", "config-file")
 """Sources of credentials that somebody has written; botocore renews those of other sources."""
 
+MOUNTS = Path("/proc/self/mountinfo")
+ALONE = "Let only one machine at a time work on the run, or use NFS 4, Lustre with -o flock, or a bucket"
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
 MB = 10**6
 UNPACKED = 1.1  # bytes for each of the archive: 186 MB for CIFAR-100's 169 MB
 STATE_BYTES = 12  # for each parameter: weights and two moments in fp32
@@ -73,14 +79,41 @@ def check_store(store: Store) -> Finding:
 
 
 def check_folder(path: Path) -> Finding:
-    """Check the same next to the run's folder, or in it if it exists, and leave nothing; raise JobError."""
+    """Check the same next to the run's folder, or in it if it exists, and leave nothing; raise JobError.
+
+    A folder that may be shared with machines whose locks are not seen here is a warning.
+    """
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     try:
         with scratch(existing) as work:
             probe(LocalStore(work))
     except OSError as error:
         raise explain(error, path) from error
-    return ok("store", f"{path} can be read and written and honours conditional writes")
+    text = f"{path} can be read and written and honours conditional writes"
+    if alone := lonely_locks(existing.resolve(), MOUNTS.read_text()):
+        return warning("store", f"{text} of this machine: its locks on {alone} may not reach others", ALONE)
+    return ok("store", text)
+
+
+def lonely_locks(path: Path, mounts: str) -> str | None:
+    """Return the kind of the file system at `path` if others that mount it may not see its locks, else None.
+
+    `mounts` is as in proc_pid_mountinfo(5). NFS and Lustre name the way they lock in their options, FUSE not.
+    """
+    lines = [line.split(" ") for line in mounts.splitlines()]
+    at = [
+        line
+        for line in lines
+        if path.is_relative_to(_OCTAL.sub(lambda found: chr(int(found[1], 8)), line[4]))
+    ]
+    line = max(enumerate(at), key=lambda pair: (len(pair[1][4]), pair[0]))[
+        1
+    ]  # of several, the last is on top
+    kind, _, options = line[line.index("-") + 1 :]
+    found = set(options.split(","))
+    nfs = kind.startswith("nfs") and bool(found & {"local_lock=all", "local_lock=flock"})
+    lustre = kind == "lustre" and "localflock" in found
+    return kind if nfs or lustre or kind.split(".")[0] == "fuse" else None
 
 
 def check_credentials(service: S3Service | None, now: datetime) -> Finding:
