@@ -57,9 +57,7 @@ def checks(run: str | None, store: Store | None) -> list[Check]:
     path = local_path(run or RUNS)
     if store is None or path is not None:
         return [Check("store", lambda: check_folder(path or Path(RUNS)))]
-    if store.uri.startswith(
-        "gs://"
-    ):  # its client finds and renews the credentials, and no request has a time
+    if store.uri.startswith("gs://"):  # its client renews the credentials, and its requests have no time
         return [Check("store", lambda: check_store(store), late=f"Check the network. {IDENTITY}")]
     return [
         Check("credentials", lambda: check_credentials(service(store), datetime.now(UTC))),
@@ -90,7 +88,7 @@ def check_folder(path: Path) -> Finding:
     except OSError as error:
         raise explain(error, path) from error
     text = f"{path} can be read and written and honours conditional writes"
-    if alone := lonely_locks(existing.resolve(), MOUNTS.read_text()):
+    if alone := lonely_locks(existing.resolve(), os.fsdecode(MOUNTS.read_bytes())):
         return warning("store", f"{text} of this machine: its locks on {alone} may not reach others", ALONE)
     return ok("store", text)
 
@@ -100,16 +98,13 @@ def lonely_locks(path: Path, mounts: str) -> str | None:
 
     `mounts` is as in proc_pid_mountinfo(5). NFS and Lustre name the way they lock in their options, FUSE not.
     """
-    lines = [line.split(" ") for line in mounts.splitlines()]
-    at = [
-        line
-        for line in lines
-        if path.is_relative_to(_OCTAL.sub(lambda found: chr(int(found[1], 8)), line[4]))
-    ]
-    line = max(enumerate(at), key=lambda pair: (len(pair[1][4]), pair[0]))[
-        1
-    ]  # of several, the last is on top
-    kind, _, options = line[line.index("-") + 1 :]
+    depth, kind, options = 0, "", ""
+    for fields in (line.split(" ") for line in mounts.splitlines()):
+        point = Path(_OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4]))
+        if (
+            path.is_relative_to(point) and len(point.parts) >= depth
+        ):  # of several at one place the last is on top
+            depth, (kind, _, options) = len(point.parts), fields[fields.index("-") + 1 :]
     found = set(options.split(","))
     nfs = kind.startswith("nfs") and bool(found & {"local_lock=all", "local_lock=flock"})
     lustre = kind == "lustre" and "localflock" in found

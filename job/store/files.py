@@ -190,6 +190,8 @@ def _new_locked_folder(parent: Path) -> tuple[Path, int]:
 def _sweep(parent: Path) -> None:
     here = f"{SCRATCH_PREFIX}{_lock_domain(parent)}-"
     for folder in parent.glob(f"{SCRATCH_PREFIX}*"):
+        if folder.is_symlink():  # it could lead out of the parent
+            continue
         with contextlib.suppress(OSError):  # removed by another sweep, or another user's
             if folder.name.startswith(here) or _unchanged_seconds(folder) > ABANDONED_SECONDS:
                 _remove_unlocked(folder)

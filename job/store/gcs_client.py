@@ -137,11 +137,17 @@ class Connection:
         return storage.Client(project="none", credentials=credentials, _http=session)
 
     def _inspect(self, response: requests.Response, *_: Any, **__: Any) -> None:
-        """Start the deadline of a response's body; raise ForeignAnswerError if it is not Google's."""
+        """Start the deadline of a response's body, and read it but for a download's.
+
+        Raises ForeignAnswerError for an answer that is not Google's.
+        """
         self._end_deadline()
         self._latest.response = response
         length = response.headers.get("Content-Length", "")
         self._latest.deadline = answers.deadline(response.raw, int(length) if length.isdigit() else 0)
+        if not _is_download(response):
+            response.content  # noqa: B018
+            self._end_deadline()
         if response.status_code >= 500 or response.status_code in _TRANSIENT:  # retried, whoever it is from
             return
         if not self._is_genuine(response):
@@ -226,10 +232,14 @@ def _from_auth(error: auth.GoogleAuthError, where: str) -> JobError:
     return RefusedError(said, _IDENTITY)
 
 
+def _is_download(response: requests.Response) -> bool:
+    return "alt=media" in response.url and response.status_code in (200, 206)
+
+
 def _is_document(response: requests.Response) -> bool:
     """Return whether a response must hold a JSON object: no download, and no beginning of a long upload."""
     begins = "uploadType=resumable" in response.url and "upload_id" not in response.url
-    return response.status_code == 200 and "alt=media" not in response.url and not begins
+    return response.status_code == 200 and not _is_download(response) and not begins
 
 
 def _error(response: requests.Response) -> dict[str, Any]:

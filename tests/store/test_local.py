@@ -250,6 +250,19 @@ def test_machines_that_do_not_see_each_others_locks_leave_each_others_scratch(
         assert one.get("a").data == b"y"
 
 
+def test_a_link_that_is_named_like_a_scratch_folder_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "ABANDONED_SECONDS", -1.0)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"{files.SCRATCH_PREFIX}0123").symlink_to(tmp_path / "elsewhere")
+    LocalStore(tmp_path / "run").put("a", b"x")
+    assert (tmp_path / "elsewhere" / "file").read_text() == "x"
+    assert not (tmp_path / "elsewhere" / files.ALIVE).exists()
+
+
 def test_a_scratch_folder_that_is_removed_meanwhile_is_tried_again(tmp_path: Path) -> None:
     def work() -> None:
         with scratch(tmp_path) as folder:
