@@ -44,6 +44,17 @@ def has_credentials(text: str) -> bool:
     return any(map(_has_credentials, _IN_TEXT.findall(text)))
 
 
+def innermost(error: BaseException) -> str:
+    """Return the innermost cause of `error`, for a message, such as `Connection refused`.
+
+    Only the system's own words: a library's may hold the address, and a server's anything.
+    """
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    words = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def _redact_found(found: re.Match[str]) -> str:
     address = found[0].rstrip(_PUNCTUATION)
     return redact(address) + found[0][len(address) :]

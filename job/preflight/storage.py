@@ -33,9 +33,6 @@ REFUSED_SKEW_SECONDS = 900.0
 
 SKEW_SECONDS = 60.0
 KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
-IDENTITY = (
-    "Without credentials, give the machine a service account or run gcloud auth application-default login"
-)
 A_ROLE = "Give the job a role, or keys that do not expire before the run ends"
 
 FIXED = ("env", "shared-credentials-file", "config-file")
@@ -58,7 +55,9 @@ def checks(run: str | None, store: Store | None) -> list[Check]:
     if store is None or path is not None:
         return [Check("store", lambda: check_folder(path or Path(RUNS)))]
     if store.uri.startswith("gs://"):  # its client renews the credentials, and its requests have no time
-        return [Check("store", lambda: check_store(store), late=f"Check the network. {IDENTITY}")]
+        return [
+            Check("store", lambda: check_store(store), late="Check the network and the machine's identity")
+        ]
     return [
         Check("credentials", lambda: check_credentials(service(store), datetime.now(UTC))),
         Check("store", lambda: check_store(store)),

@@ -8,11 +8,11 @@ raises FileNotFoundError for the 404 of any server, such as a captive portal's p
 from __future__ import annotations
 
 import contextlib
-import http
 import os
 import threading
 from collections.abc import Iterator
 from functools import cached_property
+from http.client import responses as REASONS
 from typing import Any
 
 import google.auth
@@ -29,6 +29,7 @@ from job.errors import ConfigurationError, JobError
 from job.store import answers
 from job.store.answers import Answers
 from job.store.base import AbsentError, ConflictError, DoubtfulError, RefusedError, TransientError
+from job.text import innermost
 
 ENDPOINT = "STORAGE_EMULATOR_HOST"
 """The client's variable that names another server, which is sent no credentials."""
@@ -38,7 +39,9 @@ REQUEST_ID = "x-guploader-uploadid"
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _TRANSIENT = {408, 409, 429}  # 409 is of two writes at one instant
-_TOO_MANY = {"rateLimitExceeded", "userRateLimitExceeded"}  # sent with 403 too
+_PASSING = ("ateLimitExceeded", "doesn't match calculated")
+"""Words in refusals that pass: rateLimitExceeded, userRateLimitExceeded; and a body damaged on its way."""
+
 _ROLE = "Give this identity the role roles/storage.objectUser on the bucket"
 _IDENTITY = "Give the machine a service account, or run gcloud auth application-default login"
 
@@ -178,7 +181,7 @@ class Connection:
 
     def _explain(self, error: Exception, operation: str, where: str) -> JobError:
         if isinstance(error, ForeignAnswerError):
-            known = TransientError(f"{where}: {error}", "Check the network")
+            known = from_google(error, where)
             stranger = ConfigurationError(known.message, f"Check the network and {ENDPOINT}")
             return self._answers.foreign(known, stranger)
         if isinstance(error, api.NotFound) and self._may_list and operation in ("get", "delete"):
@@ -195,25 +198,28 @@ def from_google(error: Exception, where: str) -> JobError:
         return _from_answer(error, where)
     if isinstance(error, auth.GoogleAuthError):
         return _from_auth(error, where)
-    said = f"{where}: {type(error).__name__}: {error}"
+    if isinstance(error, ForeignAnswerError):
+        return TransientError(f"{where}: {error}", "Check the network")
+    said = f"{where}: {innermost(error)}"  # an address in the client's own words may be that of an upload
     if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return ConfigurationError(said, "Name the authority's certificate in REQUESTS_CA_BUNDLE")
+        return ConfigurationError(
+            f"{said}: certificate verify failed", "Name the authority's certificate in REQUESTS_CA_BUNDLE"
+        )
     if isinstance(error, ValueError) and not isinstance(error, requests.JSONDecodeError):  # an address's
-        return ConfigurationError(said, f"Check {ENDPOINT} and the proxy's variables")
+        return ConfigurationError(f"{where}: {error}", f"Check {ENDPOINT} and the proxy's variables")
     return TransientError(said, "Check the network")
 
 
 def _from_answer(error: Any, where: str) -> JobError:
     response = error.response
-    document = _error(response)
-    status, message = response.status_code, document.get("message") or _phrase(response.status_code)
-    answer = f"{where}: HTTP {status}: {message}"
-    reasons = {entry.get("reason") for entry in document.get("errors", [])}
+    status, document = response.status_code, _error(response)
+    message = str(document.get("message") or REASONS.get(status, ""))
+    answer, said = f"{where}: HTTP {status}: {message}", str(document)
     if status == 404:
         return ConfigurationError(f"{where}: there is no such bucket", "Create it, or correct its name")
     if status == 412:
         return ConflictError(f"{where} has been written by someone else")
-    if status >= 500 or status in _TRANSIENT or reasons & _TOO_MANY or "doesn't match calculated" in message:
+    if status >= 500 or status in _TRANSIENT or any(reason in said for reason in _PASSING):
         return TransientError(answer, "Try later")
     if status in (401, 403):
         return RefusedError(answer, _ROLE)
@@ -225,9 +231,7 @@ def _from_answer(error: Any, where: str) -> JobError:
 def _from_auth(error: auth.GoogleAuthError, where: str) -> JobError:
     said = " ".join(f"{where}: {error}".split()).rstrip(".")
     cut_off = isinstance(error, auth.TransportError) or isinstance(error.__cause__, auth.TransportError)
-    if error.retryable or (
-        cut_off and "status: 4" not in said
-    ):  # where nobody is the machine's identity, 404
+    if error.retryable or (cut_off and "status: 4" not in said):  # 404 says that the machine has no identity
         return TransientError(said, "Check the network and the machine's metadata service")
     return RefusedError(said, _IDENTITY)
 
@@ -253,7 +257,3 @@ def _json(response: requests.Response) -> Any:
     with contextlib.suppress(ValueError):
         return response.json()
     return None
-
-
-def _phrase(status: int) -> str:
-    return http.HTTPStatus(status).phrase if status in list(http.HTTPStatus) else ""

@@ -205,11 +205,14 @@ ANSWERS = [  # https://docs.cloud.google.com/storage/docs/json_api/v1/status-cod
 def test_each_answer_is_of_its_kind(
     status: int, reason: str, message: str, kind: type[JobError], exit_code: int
 ) -> None:
+    address = f"https://storage.googleapis.com/x?upload_id={TOKEN}"
+    lost = from_google(requests.ConnectionError(f"no answer from {address}"), "gs://bucket/key")
+    assert (type(lost), TOKEN in str(lost)) == (TransientError, False)
     response = requests.Response()
     response.status_code = status
     error = {"code": status, "message": message, "errors": [{"reason": reason, "message": message}]}
     response._content = json.dumps({"error": error}).encode()
-    response.request = requests.Request("GET", f"https://storage.googleapis.com/x?token={TOKEN}").prepare()
+    response.request = requests.Request("GET", address).prepare()
     found = from_google(from_http_response(response), "gs://bucket/key")
     assert type(found) is kind
     assert found.exit_code == exit_code
