@@ -39,7 +39,7 @@ REQUEST_ID = "x-guploader-uploadid"
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _TRANSIENT = {408, 409, 429}  # 409 is of two writes at one instant
-_PASSING = ("ateLimitExceeded", "doesn't match calculated")
+_PASSING = ("ateLimitExceeded", "match calculated")
 """Words in refusals that pass: rateLimitExceeded, userRateLimitExceeded; and a body damaged on its way."""
 
 _ROLE = "Give this identity the role roles/storage.objectUser on the bucket"
