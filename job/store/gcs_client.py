@@ -241,7 +241,9 @@ def _is_download(response: requests.Response) -> bool:
 
 
 def _is_document(response: requests.Response) -> bool:
-    """Return whether a response must hold a JSON object: no download, and no beginning of a long upload."""
+    """Return whether a response must hold a JSON object: no download, deletion or start of a long upload."""
+    if response.request.method == "DELETE":
+        return False
     begins = "uploadType=resumable" in response.url and "upload_id" not in response.url
     return response.status_code == 200 and not _is_download(response) and not begins
 

@@ -223,6 +223,16 @@ def test_the_store_is_checked_once(tmp_path: Path, s3_uri: str, proxy: FaultProx
     assert [entry.key for entry in store.list()] == ["recipe.json"]
 
 
+def test_googles_storage_is_checked_once(tmp_path: Path, gs_uri: str, gs_proxy: FaultProxy) -> None:
+    store = open_store(gs_uri)
+    check(DEMO, gs_uri, DataSettings((DEMO_DATA,), str(tmp_path)), CPU, store)
+    # bucket 1, sweep 1, conditions 4, delete 1
+    assert len(gs_proxy.heads) == 7
+    store.put_if_absent("recipe.json", b"{}")
+    assert len(gs_proxy.heads) == 8
+    assert [entry.key for entry in store.list()] == ["recipe.json"]
+
+
 def test_a_folder_is_left_as_it_was(tmp_path: Path) -> None:
     begin(str(tmp_path / "run"), tmp_path / "cache")
     assert list(tmp_path.iterdir()) == []
