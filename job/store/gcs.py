@@ -17,7 +17,7 @@ from job.store.files import open_regular
 from job.store.gcs_client import Connection, ForeignAnswerError
 
 CHUNK_BYTES = 2**25
-"""More than 8 MiB is sent in requests of this size, each of which is held in memory."""
+"""More than 8 MiB is sent in requests of this size, held in memory; what is put conditionally here is smaller."""
 
 ABSENT = 0  # no object has this generation
 
