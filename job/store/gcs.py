@@ -17,7 +17,7 @@ from job.store.files import open_regular
 from job.store.gcs_client import Connection, ForeignAnswerError
 
 CHUNK_BYTES = 2**25
-"""More than 8 MiB is sent in requests of this size, held in memory; what is put conditionally here is smaller."""
+"""More than 8 MiB is sent in requests of this size, each held in memory; conditional puts are of less."""
 
 ABSENT = 0  # no object has this generation
 
