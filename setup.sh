@@ -109,7 +109,7 @@ run_tests() {
       return
       ;;
   esac
-  ensure g++=g++ chromium=chromium
+  ensure g++=g++ chromium=chromium bindfs=bindfs
   ruff check .
   ruff format --check .
   mypy

@@ -209,7 +209,7 @@ class DataSettings:
 
     data: tuple[str, ...] = setting(
         (),
-        "Archive in CIFAR-100's format: a path, https://, file:// or s3:// address, optionally with "
+        "Archive in CIFAR-100's format: a path, https://, file://, s3:// or gs:// address, optionally with "
         "#sha256=HEX. Several are tried in turn. Default: CIFAR-100 from its home.",
         metavar="URI",
     )
@@ -269,7 +269,9 @@ class Placement:
     """Where and how a run happens; nothing here changes the result on one kind of device."""
 
     run: str | None = setting(
-        None, "Folder or s3://bucket/prefix of the run. Default: runs/<fingerprint>.", metavar="URI"
+        None,
+        "Folder, s3://bucket/prefix or gs://bucket/prefix of the run. Default: runs/<fingerprint>.",
+        metavar="URI",
     )
     data: DataSettings = DataSettings()
     device: DeviceSettings = DeviceSettings()

@@ -25,7 +25,7 @@ def redact(address: str) -> str:
         return address
     scheme, slashes, rest = found.groups()
     start = f"{scheme}:{slashes}"
-    if scheme.lower() == "s3" and _BUCKET.match(rest):  # a key may hold the other characters
+    if scheme.lower() in ("s3", "gs") and _BUCKET.match(rest):  # a key may hold the other characters
         return start + rest.partition("?")[0]
     head = re.split("[?#;]", rest, maxsplit=1)[0]
     if "@" in rest[len(head) :]:
@@ -44,6 +44,17 @@ def has_credentials(text: str) -> bool:
     return any(map(_has_credentials, _IN_TEXT.findall(text)))
 
 
+def innermost(error: BaseException) -> str:
+    """Return the innermost cause of `error`, for a message, such as `Connection refused`.
+
+    Only the system's own words: a library's may hold the address, and a server's anything.
+    """
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    words = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def _redact_found(found: re.Match[str]) -> str:
     address = found[0].rstrip(_PUNCTUATION)
     return redact(address) + found[0][len(address) :]
@@ -53,7 +64,7 @@ def _has_credentials(address: str) -> bool:
     scheme, _, rest = address.partition("://")
     head = re.split("[?#;]", rest, maxsplit=1)[0]
     authority = head.partition("/")[0]
-    if scheme.lower() == "s3" and _BUCKET.match(rest):
+    if scheme.lower() in ("s3", "gs") and _BUCKET.match(rest):
         authority = ""
     has_password = ":" in authority and "@" in rest  # which may hold a slash, or what begins a query
     return "@" in authority or has_password or bool(_SECRET.search(rest[len(head) :]))

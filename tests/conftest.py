@@ -11,6 +11,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.google_storage import DENIED as GOOGLE_DENIED
+from tests.google_storage import FakeGoogle
 from tests.metadata import nowhere
 from tests.servers import FaultProxy, RangeServer, SeaweedFS
 from tests.store.careless import CarelessS3
@@ -86,6 +88,33 @@ def proxy(seaweedfs: SeaweedFS, s3_uri: str, monkeypatch: pytest.MonkeyPatch) ->
     proxy = FaultProxy(seaweedfs.endpoint)
     proxy.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.uri)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGoogle]:
+    """One server of Google's storage for the session, with the bucket `micronet-tests`."""
+    server = FakeGoogle(tmp_path_factory.mktemp("google"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gs_uri(google: FakeGoogle, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix of its own on Google's server, which the environment points to."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.endpoint)
+    return f"gs://{BUCKET}/{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def gs_proxy(google: FakeGoogle, gs_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A fault proxy between the environment's client of Google's storage and its server."""
+    proxy = FaultProxy(google.endpoint)
+    proxy.denial = ("application/json", GOOGLE_DENIED)
+    proxy.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.uri)
     yield proxy
     proxy.stop()
 

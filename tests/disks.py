@@ -1,4 +1,4 @@
-"""Disks that are soon full, or become read-only."""
+"""Disks that are soon full, become read-only, or are shared by machines."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ def read_only_later(folder: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
         yield folder, lambda: _remount_read_only(folder)
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def two_machines(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Mount one folder twice, as two machines have it that do not see each other's locks."""
+    back, one, two = (folder / name for name in ("back", "one", "two"))
+    with contextlib.ExitStack() as stack:
+        for path in (back, one, two):
+            path.mkdir(parents=True)
+        for path in (one, two):
+            options = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
+            subprocess.run(["bindfs", "-o", options, str(back), str(path)], check=True)
+            stack.callback(subprocess.run, ["umount", str(path)], check=True)
+        yield one, two
 
 
 def _remount_read_only(folder: Path) -> None:

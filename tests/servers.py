@@ -212,9 +212,10 @@ class FaultProxy:
     lose: has the request carried out and drops the answer. truncate: N bytes of the answer's body.
     flip: changes byte N of the answer's body; flip_request: of the request's. throttle: N bytes a second,
     both ways. drip: 100 bytes a second of the answer. html: answers with that status, a page, and control
-    characters in its reason. no_etag, wrong_range: changes those headers of the answer. denied: answers as S3
-    does for a right that is missing. pass: nothing. A request whose head matches `refused` is answered 400 at
-    once, whatever its turn. `heads` keeps the heads of all requests.
+    characters in its reason. no_etag, wrong_range: changes those headers of the answer. denied: answers with
+    `denial`, as for a right that is missing. pass: nothing. A request whose head matches `refused` gets a 400
+    at once, whatever its turn; what matches `stripped` in a head is left out. Each answer is `replaced`
+    by a body, if there is one. `heads` keeps all heads.
     """
 
     def __init__(self, target: str) -> None:
@@ -222,6 +223,9 @@ class FaultProxy:
         self.faults: list[tuple[str, int]] = []
         self.default: tuple[str, int] = ("pass", 0)
         self.refused: re.Pattern[str] | None = None
+        self.stripped: re.Pattern[str] | None = None
+        self.replaced: bytes | None = None
+        self.denial = ("application/xml", DENIED)
         self.heads: list[str] = []
         self.uri = ""
         self._loop = asyncio.new_event_loop()
@@ -250,11 +254,17 @@ class FaultProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = await reader.readuntil(HEAD_END)
+            if self.stripped:
+                head = self.stripped.sub("", head.decode()).encode()
             self.heads.append(head.decode())
             if self.refused and self.refused.search(self.heads[-1]):
                 await self._answer(writer, b"400 Bad Request")
                 return
             kind, amount = self.faults.pop(0) if self.faults else self.default
+            if self.replaced is not None:
+                await self._drain(head, reader)
+                await self._answer(writer, b"200 OK", self.replaced, "application/json")
+                return
             if kind == "stall":
                 await asyncio.sleep(3600)
             if kind in ("html", "denied"):
@@ -264,7 +274,8 @@ class FaultProxy:
             elif kind == "html":
                 await self._answer(writer, f"{amount} L\x1b[2Jogin".encode(), PAGE, "text/html")
             elif kind == "denied":
-                await self._answer(writer, b"403 Forbidden", DENIED, "application/xml")
+                kind, body = self.denial
+                await self._answer(writer, b"403 Forbidden", body, kind)
             elif kind != "refuse":
                 await self._forward(head, reader, writer, kind, amount)
 
@@ -293,7 +304,7 @@ class FaultProxy:
             while (answer := await far_reader.readuntil(HEAD_END)).startswith(b"HTTP/1.1 100"):
                 writer.write(answer)
             if kind == "no_etag":
-                answer = re.sub(rb"(?i)\r\netag:[^\r]*", b"", answer)
+                answer = re.sub(rb"(?i)\r\n(etag|x-goog-generation):[^\r]*", b"", answer)
             if kind == "wrong_range":
                 answer = re.sub(rb"(?i)(\r\ncontent-range: bytes )\d+", rb"\g<1>1000", answer)
             if kind != "lose":

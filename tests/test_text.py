@@ -34,6 +34,7 @@ SHOWN = [
     ("https:user:hush@host/a", "https:host/a"),
     ("https://[::1/a?t=hush", "https://[::1/a"),
     ("s3://bucket/runs/a@b#1;2", "s3://bucket/runs/a@b#1;2"),
+    ("gs://bucket/runs/a@b#1;2", "gs://bucket/runs/a@b#1;2"),
     ("s3://user:hush@bucket/a", "s3://bucket/a"),
     ("s3://bucket/a?X-Amz-Signature=hush", "s3://bucket/a"),
     ("runs/a@b#1?c", "runs/a@b#1?c"),
@@ -65,7 +66,7 @@ secrets = st.text("xX9", min_size=4, max_size=8).flatmap(
 @settings(max_examples=500, deadline=None, print_blob=True)
 def test_no_part_of_a_secret_is_shown(secret: str, scheme: str, form: str) -> None:
     address = form.format(s=scheme, p=secret)
-    if scheme == "s3" and "user:" not in form and "?t=" not in form:
+    if scheme in ("s3", "gs") and "user:" not in form and "?t=" not in form:
         return  # a bucket's key may hold all that
     for text in (redact(address), redact_text(f"at {address} it failed"), str(JobError(address, address))):
         assert not set("xX9") & set(text.replace("HTTPS", "")), text
@@ -98,6 +99,7 @@ def test_credentials_are_found(text: str) -> None:
         "https://host/a?download=1",
         f"https://host/a#sha256={'0123456789abcdef' * 4}",
         "s3://bucket/a@b",
+        "gs://bucket/a@b",
         "eu-central-1",
         "user:hush",
     ],

@@ -22,7 +22,7 @@ Examples:
 @option(
     "--checkpoint",
     metavar="URI",
-    help="Saved weights, of a run or in a .safetensors file: a path, file:// or s3:// address.",
+    help="Saved weights, of a run or in a .safetensors file: a path, file://, s3:// or gs:// address.",
 )
 @option(
     "--model",

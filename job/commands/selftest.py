@@ -20,7 +20,7 @@ Examples:
     "--run",
     required=True,
     metavar="URI",
-    help="Folder or s3://bucket/prefix to test; a throw-away prefix below it is used.",
+    help="Folder, s3://bucket/prefix or gs://bucket/prefix to test; a throw-away prefix below it is used.",
 )
 @option("--kills", type=click.IntRange(min=1), default=20, help="Number of SIGKILLs and of pauses (SIGSTOP).")
 @option(

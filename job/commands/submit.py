@@ -60,7 +60,9 @@ def submit() -> None:
 def task_options(own_bounds: bool) -> Callable[[Command], Command]:
     """Return a decorator that adds the options of `_submission`; with `own_bounds` times have defaults."""
     options = [
-        setting_option(Placement, "run", required=True, help="s3://bucket/prefix of the run."),
+        setting_option(
+            Placement, "run", required=True, help="s3://bucket/prefix or gs://bucket/prefix of the run."
+        ),
         option(
             "--array",
             type=click.IntRange(2, ARRAY_MAX),

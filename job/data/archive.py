@@ -30,7 +30,7 @@ from job.store.base import AbsentError
 from job.store.files import explain, sha256_of
 from job.text import redact
 
-SCHEMES = ("file", "http", "https", "s3")
+SCHEMES = ("file", "http", "https", "s3", "gs")
 STORE_FOLDER = "data"
 NO_STORE = "none"
 
@@ -72,7 +72,7 @@ class Archive:
 
 
 def parse_source(text: str) -> Source:
-    """Read a path, `file://`, `http(s)://` or `s3://bucket/key`, with `#sha256=HEX` or without.
+    """Read a path, `file://`, `http(s)://`, or `s3://bucket/key` or `gs://`, with `#sha256=HEX` or without.
 
     Raises UsageError for another scheme, an address that is not one, and a hash that is not one.
     """
@@ -178,8 +178,11 @@ def place(chosen: str | None, run: str | None) -> str | None:
         return open_store(chosen).uri
     if run is None or local_path(run) is not None:
         return None
-    bucket, _, prefix = run.partition("://")[2].strip("/").partition("/")
-    return "s3://" + "/".join(part for part in (bucket, prefix.rpartition("/")[0], STORE_FOLDER) if part)
+    scheme, _, rest = run.partition("://")
+    bucket, _, prefix = rest.strip("/").partition("/")
+    return f"{scheme.lower()}://" + "/".join(
+        part for part in (bucket, prefix.rpartition("/")[0], STORE_FOLDER) if part
+    )
 
 
 def copy_of(sha256: str, store: str) -> str:

@@ -15,6 +15,7 @@ import urllib3.exceptions
 from job.errors import DataError, PermissionRefusedError
 from job.store import open_store
 from job.store.base import TransientError
+from job.text import innermost
 
 HTTP = ("http://", "https://")
 CONNECT_SECONDS = 10
@@ -80,7 +81,7 @@ def _open_http(uri: str, offset: int, version: str | None) -> Iterator[Remote]:
     except ValueError as error:  # of requests, for this address or one that it redirects to
         raise DataError("it is, or redirects to, an address of another kind", "Correct it") from error
     except requests.RequestException as error:
-        raise TransientError(f"no answer ({_cause(error)})", "Check the network, or try later") from error
+        raise TransientError(f"no answer ({innermost(error)})", "Check the network, or try later") from error
     with response:
         if response.status_code == 416:  # the offset is beyond the file's end: it is another version
             with _open_http(uri, 0, None) as remote:
@@ -133,7 +134,7 @@ def _http_chunks(response: requests.Response) -> Iterator[bytes]:
                     raise TransientError(f"only {received} bytes in {elapsed:.0f} s", "Try later")
                 start, received = time.monotonic(), 0
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise TransientError(f"the connection broke ({_cause(error)})", "Try later") from error
+        raise TransientError(f"the connection broke ({innermost(error)})", "Try later") from error
 
 
 def _open_stored(uri: str, offset: int, version: str | None) -> Remote:
@@ -155,14 +156,3 @@ def _open_stored(uri: str, offset: int, version: str | None) -> Remote:
                 raise TransientError("it was replaced while it was read", "Try again")
 
     return Remote(offset, first.size, first.version, chunks())
-
-
-def _cause(error: BaseException) -> str:
-    """Return the innermost cause, for a message, such as `Connection refused`.
-
-    Only the system's own words: a library's may hold the address, and a server's anything.
-    """
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    words = error.strerror if isinstance(error, OSError) else None
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__

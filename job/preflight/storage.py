@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -37,6 +38,11 @@ A_ROLE = "Give the job a role, or keys that do not expire before the run ends"
 FIXED = ("env", "shared-credentials-file", "config-file")
 """Sources of credentials that somebody has written; botocore renews those of other sources."""
 
+MOUNTS = Path("/proc/self/mountinfo")
+ALONE = "Let only one machine at a time work on the run, or use NFS 4, Lustre with -o flock, or a bucket"
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
 MB = 10**6
 UNPACKED = 1.1  # bytes for each of the archive: 186 MB for CIFAR-100's 169 MB
 STATE_BYTES = 12  # for each parameter: weights and two moments in fp32
@@ -48,6 +54,10 @@ def checks(run: str | None, store: Store | None) -> list[Check]:
     path = local_path(run or RUNS)
     if store is None or path is not None:
         return [Check("store", lambda: check_folder(path or Path(RUNS)))]
+    if store.uri.startswith("gs://"):  # its client renews the credentials, and its requests have no time
+        return [
+            Check("store", lambda: check_store(store), late="Check the network and the machine's identity")
+        ]
     return [
         Check("credentials", lambda: check_credentials(service(store), datetime.now(UTC))),
         Check("store", lambda: check_store(store)),
@@ -66,14 +76,38 @@ def check_store(store: Store) -> Finding:
 
 
 def check_folder(path: Path) -> Finding:
-    """Check the same next to the run's folder, or in it if it exists, and leave nothing; raise JobError."""
+    """Check the same next to the run's folder, or in it if it exists, and leave nothing; raise JobError.
+
+    A folder that may be shared with machines whose locks are not seen here is a warning.
+    """
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     try:
         with scratch(existing) as work:
             probe(LocalStore(work))
     except OSError as error:
         raise explain(error, path) from error
-    return ok("store", f"{path} can be read and written and honours conditional writes")
+    text = f"{path} can be read and written and honours conditional writes"
+    if alone := lonely_locks(existing.resolve(), os.fsdecode(MOUNTS.read_bytes())):
+        return warning("store", f"{text} of this machine: its locks on {alone} may not reach others", ALONE)
+    return ok("store", text)
+
+
+def lonely_locks(path: Path, mounts: str) -> str | None:
+    """Return the kind of the file system at `path` if others that mount it may not see its locks, else None.
+
+    `mounts` is as in proc_pid_mountinfo(5). NFS and Lustre name the way they lock in their options, FUSE not.
+    """
+    depth, kind, options = 0, "", ""
+    for fields in (line.split(" ") for line in mounts.splitlines()):
+        point = Path(_OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4]))
+        if (
+            path.is_relative_to(point) and len(point.parts) >= depth
+        ):  # of several at one place the last is on top
+            depth, (kind, _, options) = len(point.parts), fields[fields.index("-") + 1 :]
+    found = set(options.split(","))
+    nfs = kind.startswith("nfs") and bool(found & {"local_lock=all", "local_lock=flock"})
+    lustre = kind == "lustre" and "localflock" in found
+    return kind if nfs or lustre or kind.split(".")[0] == "fuse" else None
 
 
 def check_credentials(service: S3Service | None, now: datetime) -> Finding:

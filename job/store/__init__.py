@@ -1,4 +1,4 @@
-"""Stores: a local folder or a prefix in an S3 bucket, behind one interface (`base.Store`)."""
+"""Stores: a local folder or a prefix in a bucket of S3 or Google, behind one interface (`base.Store`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.errors import DataError, UsageError
+from job.errors import ConfigurationError, DataError, UsageError
 from job.settings import RETRY_SECONDS
 from job.store.base import Store, check_key
 from job.store.retry import RetryingStore
@@ -22,10 +22,10 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
-    """Return the store at a path, `file://` or `s3://bucket/prefix`, without a request.
+    """Return the store at a path, `file://`, `s3://bucket/prefix` or `gs://bucket/prefix`.
 
-    Each call of the store is retried for about `retry_seconds` before it raises TransientError. Raises
-    UsageError for any other URI.
+    No request is sent. Each call of the store is retried for about `retry_seconds` before it raises
+    TransientError. Raises UsageError for any other URI, ConfigurationError where the client is missing.
     """
     path = local_path(uri)
     if path is not None:
@@ -37,17 +37,37 @@ def open_store(uri: str, retry_seconds: float = RETRY_SECONDS) -> Store:
     scheme, _, rest = uri.partition("://")
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
-    if scheme.lower() != "s3" or not _BUCKET.fullmatch(bucket):
+    if scheme.lower() not in BUCKETS or not _BUCKET.fullmatch(bucket):
         raise UsageError(
-            f"{redact(uri)!r} is not a store", "Give a folder, file:///folder or s3://bucket/prefix"
+            f"{redact(uri)!r} is not a store",
+            "Give a folder, file:///folder, s3://bucket/prefix or gs://bucket/prefix",
         )
     try:
         prefix = check_key(prefix) if prefix else ""
     except DataError as error:
-        raise UsageError(error.message, "Give s3://bucket/prefix with a plain prefix") from error
+        raise UsageError(error.message, f"Give {scheme}://bucket/prefix with a plain prefix") from error
+    return RetryingStore(BUCKETS[scheme.lower()](bucket, prefix), retry_seconds)
+
+
+def _s3(bucket: str, prefix: str) -> Store:
     from job.store.s3 import S3Store  # boto3 takes 0.3 s to import
 
-    return RetryingStore(S3Store(bucket, prefix), retry_seconds)
+    return S3Store(bucket, prefix)
+
+
+def _google(bucket: str, prefix: str) -> Store:
+    try:
+        from job.store.gcs import GoogleStore
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the client of Google's storage is not installed ({error})",
+            "Run ./setup.sh install google, or pip install google-cloud-storage",
+        ) from error
+    return GoogleStore(bucket, prefix)
+
+
+BUCKETS = {"s3": _s3, "gs": _google}
+"""What makes the store in a bucket, by the scheme of its address."""
 
 
 def _check_utf8(uri: str) -> None:
@@ -59,8 +79,8 @@ def _check_utf8(uri: str) -> None:
 
 
 def service(store: Store) -> S3Service | None:
-    """Return what a store's requests have shown of its S3 service so far; None for a folder."""
-    if local_path(store.uri) is not None:
+    """Return what a store's requests have shown of its S3 service so far; None for any other store."""
+    if not store.uri.startswith("s3://"):
         return None
     from job.store.s3 import S3Store
 

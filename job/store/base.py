@@ -14,13 +14,16 @@ from uuid import uuid4
 from job.errors import ConfigurationError, DataError, JobError, MachineError, PermissionRefusedError
 
 MAX_KEY_BYTES = 512
-"""S3 allows 1,024 bytes for the key and the store's own prefix together."""
+"""S3 and Google allow 1,024 bytes for the key and the store's own prefix together."""
 
 _SEGMENT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}")
 
 PROBES = "probes"
 STALE_SECONDS = 3600
 """A probe takes seconds, and S3 refuses clocks that are 15 minutes off: an hour is stale by any clock."""
+
+S3_CONDITIONS = ("If-None-Match", "If-Match")
+GOOGLE_CONDITIONS = ("ifGenerationMatch=0", "ifGenerationMatch")
 
 DANGER = "two attempts could overwrite each other"
 
@@ -87,7 +90,7 @@ class Store(Protocol):
     "not there".
 
     A put is atomic: whatever happens to the writer, a reader gets the old content, the new one, or
-    AbsentError, never a part. When a put returns, its content survives the loss of the machine (S3) or
+    AbsentError, never a part. When a put returns, its content survives the loss of the machine (a bucket) or
     of its power (a folder). What was put is what the next get and list see, from anywhere.
 
     What is read is not verified: keep a SHA-256 of what must be right.
@@ -174,23 +177,25 @@ def probe(store: Store) -> None:
     if reason:
         raise ConfigurationError(
             f"{store.uri} {reason}",
-            "Use a store that honours conditional writes, such as AWS S3 or SeaweedFS, or a folder",
+            "Use a store that honours conditional writes, such as AWS S3, Google Cloud Storage (gs://) or "
+            "SeaweedFS, or a folder",
         )
 
 
 def _fault(store: Store, key: str) -> str | None:
     """Return what is wrong with conditional writes, by four writes to a new key; None where they work."""
+    if_absent, if_match = GOOGLE_CONDITIONS if store.uri.startswith("gs://") else S3_CONDITIONS
     one, two, three = (f"{key} {number}".encode() for number in (1, 2, 3))
     try:
         first = store.put_if_absent(key, one)
     except ConflictError:
-        return "refuses a conditional write (If-None-Match) although the key is new"
+        return f"refuses a conditional write ({if_absent}) although the key is new"
     if not _conflicts(lambda: store.put_if_absent(key, two)):
-        return f"ignores If-None-Match: {DANGER}"
+        return f"ignores {if_absent}: {DANGER}"
     if _conflicts(lambda: store.put_if_match(key, two, first)):
-        return "refuses a conditional write (If-Match) although the version is right"
+        return f"refuses a conditional write ({if_match}) although the version is right"
     if not _conflicts(lambda: store.put_if_match(key, three, first)):
-        return f"ignores If-Match: {DANGER}"
+        return f"ignores {if_match}: {DANGER}"
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import mmap
@@ -15,12 +16,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 from job import events
 from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
 from job.store.base import TransientError
 
 SCRATCH_PREFIX = ".scratch-"
+ALIVE = ".alive"
+
+ABANDONED_SECONDS = 3600.0
+"""What is being written changes every second; an hour is beyond any pause of a machine that comes back."""
+
 DIRECT_BYTES = CHUNK_BYTES = 2**20
 BLOCK_BYTES = 4096  # a multiple of what any disk asks of a direct write
 POLL_SECONDS = 0.02
@@ -30,6 +37,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SHORT = _FULL | {errno.EIO, errno.EROFS, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """Errors of a machine that has run out of something or has failed: not the program's fault."""
 
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISUSED = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EEXIST, errno.ELOOP}
 
@@ -136,19 +144,25 @@ def exclusive(path: Path, timeout_seconds: float = float("inf")) -> Iterator[Non
 
 @contextlib.contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """Make an empty folder in `parent` (itself made if missing), and remove it with its content afterwards.
+    """Make a new folder in `parent` (itself made if missing), and remove it with its content afterwards.
 
     It is on its parent's file system, so that a rename out of it is atomic. The next call removes the folders
-    that killed processes left: a scratch folder is in use as long as its process holds a lock on it.
+    that killed processes left: here, those whose file ALIVE nobody has locked; of other machines, whose locks
+    may not be seen here, those in which nothing has changed for ABANDONED_SECONDS either. Raises
+    TransientError for a folder that was removed nevertheless.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _sweep(parent)
     folder, descriptor = _new_locked_folder(parent)
     try:
         yield folder
+    except FileNotFoundError as error:
+        if folder.exists():
+            raise
+        raise TransientError(f"{folder} was removed while it was in use", "Try again") from error
     finally:
+        os.close(descriptor)  # before the removal: NFS keeps a file that is open, and with it the folder
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -162,32 +176,83 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _new_locked_folder(parent: Path) -> tuple[Path, int]:
-    """Make a folder and lock it; make another if a sweep removes it before it is locked."""
+    """Make a folder and lock its file ALIVE; make another if a sweep removes it before it is locked."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH_PREFIX}{_lock_domain(parent)}-", dir=parent))
         with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if folder.exists():
+            descriptor = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
+            _lock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), (folder / ALIVE).stat()):
                 return folder, descriptor
             os.close(descriptor)
 
 
 def _sweep(parent: Path) -> None:
+    here = f"{SCRATCH_PREFIX}{_lock_domain(parent)}-"
     for folder in parent.glob(f"{SCRATCH_PREFIX}*"):
+        if folder.is_symlink():  # it could lead out of the parent
+            continue
         with contextlib.suppress(OSError):  # removed by another sweep, or another user's
-            # A pipe of that name would block the opening, and a link could lead out of the parent.
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if _try_lock(descriptor):
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(descriptor)
+            if folder.name.startswith(here) or _unchanged_seconds(folder) > ABANDONED_SECONDS:
+                _remove_unlocked(folder)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    # A pipe of that name would block the opening, and a link could lead out of the parent.
+    within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(ALIVE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=within)
+    finally:
+        os.close(within)
+    try:
+        if _try_lock(descriptor):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _lock_domain(folder: Path) -> str:
+    """Return 8 hex digits that are the same wherever a lock in `folder` is certain to be seen.
+
+    That is on this kernel, through this mount: NFS, Lustre and FUSE may keep locks to one machine or mount.
+    """
+    return hashlib.sha256(f"{_boot()} {folder.stat().st_dev}".encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _boot() -> str:
+    """Return what is one kernel's alone; where it tells nothing of the kind, what is this process's alone."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return uuid4().hex
+
+
+def _unchanged_seconds(folder: Path) -> float:
+    """Return the time since the last change in `folder`, by its file system's clock: machines' may differ."""
+    newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    with tempfile.TemporaryFile(dir=folder.parent) as file:
+        return os.fstat(file.fileno()).st_mtime - newest
 
 
 def _try_lock(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _lock(descriptor: int, how: int) -> None:
+    """Lock as `flock` does; raise ConfigurationError on a file system without locks."""
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        raise ConfigurationError(
+            f"{path}: the file system has no locks ({error.strerror})",
+            "Mount it with locks that all its machines share (NFS 4, or Lustre with -o flock), or name a "
+            "folder on another",
+        ) from error

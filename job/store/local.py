@@ -22,8 +22,8 @@ LOCK_TIMEOUT_SECONDS = 10.0
 class LocalStore:
     """The store contract (see `base.Store`) over the folder `root`, which the first put makes.
 
-    Needs a file system with rename and flock; machines may share one over NFS. A version is the SHA-256 of
-    the content.
+    Needs a file system with rename and flock. Machines may share one where each sees the others' locks, as on
+    NFS 4 and on Lustre with -o flock. A version is the SHA-256 of the content.
     """
 
     def __init__(self, root: Path) -> None:

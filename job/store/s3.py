@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.exceptions import ClientError
 
 from job.errors import ConfigurationError, JobError
+from job.store.answers import deadline
 from job.store.base import (
     AbsentError,
     ConflictError,
@@ -36,10 +36,6 @@ from job.text import redact
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
-
-BODY_SECONDS = 30
-SLOWEST_BYTES_PER_SECOND = 10_000
-"""A body may take 30 s and the time of its length at 10 kB/s: one that drips never times out by itself."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +181,8 @@ def _version(response: Mapping[str, Any]) -> str:
 
 def _body(response: GetObjectOutputTypeDef) -> bytes:
     body = response["Body"]
-    seconds = BODY_SECONDS + response.get("ContentLength", 0) / SLOWEST_BYTES_PER_SECOND
     with body as raw:
-        timer = threading.Timer(seconds, cast(urllib3.HTTPResponse, raw).shutdown)
-        timer.daemon = True
-        timer.start()
+        timer = deadline(cast(urllib3.HTTPResponse, raw), response.get("ContentLength", 0))
         try:
             return body.read()
         finally:

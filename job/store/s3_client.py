@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 import time
@@ -22,23 +21,16 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from job.errors import ConfigurationError, JobError, MachineError
+from job.store import answers
+from job.store.answers import Answers
 from job.store.base import AbsentError, ConflictError, DoubtfulError, RefusedError, TransientError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-CONNECT_SECONDS = 10  # also the most that 16 KiB of an upload may take
-READ_SECONDS = 20  # boto3's own are 60 s each, three times
-
-FIRST_ANSWER_SECONDS = 5.0
-"""How long an endpoint that has never answered as S3 is retried: it may fail for a moment, or be no S3."""
-
-REFUSED_SECONDS = 60.0
-"""How long a refusal is retried after the same operation was allowed: rotated keys take effect slowly."""
-
 UNTYPED = {
     "credentials are still expired": "Renew the credentials at their source",
-    "can't start new thread": "Raise the limit of processes (--pids-limit, ulimit -u)",
+    answers.NO_THREAD: answers.NO_THREAD_FIX,
 }
 """The fix for a RuntimeError of botocore or Python that has no type of its own, by its text."""
 
@@ -106,9 +98,7 @@ class Connection:
         self.addressing: Style | None = None
         self.checksums: Checksums | None = None
         self.clock_ahead_seconds: float | None = None
-        self._answered = False  # whether there was an answer that only S3 gives
-        self._sends_ids = False  # whether the service's answers have request ids
-        self._allowed: set[str] = set()  # operations that have succeeded
+        self._answers = Answers()
 
     @property
     def endpoint(self) -> str:
@@ -161,14 +151,10 @@ class Connection:
 
     def _explain(self, error: Exception, where: str) -> JobError:
         known = from_boto(error, where)
-        if isinstance(error, FOREIGN) and self._answered:
-            return DoubtfulError(known, math.inf)
         if isinstance(error, FOREIGN):
             no_s3 = ConfigurationError(known.message, "Check AWS_ENDPOINT_URL_S3 and the bucket's name")
-            return DoubtfulError(no_s3, FIRST_ANSWER_SECONDS)
-        if isinstance(known, RefusedError) and getattr(error, "operation_name", None) in self._allowed:
-            return DoubtfulError(known, REFUSED_SECONDS)
-        return known
+            return self._answers.foreign(known, no_s3)
+        return self._answers.judged(known, getattr(error, "operation_name", None))
 
     def _style(self) -> Style:
         """Return how buckets are addressed: on AWS boto3 knows it, elsewhere the service is tried."""
@@ -198,8 +184,8 @@ class Connection:
 
     def _client(self, style: Style, checksums: Checksums = "when_supported") -> S3Client:
         config = Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
+            connect_timeout=answers.CONNECT_SECONDS,
+            read_timeout=answers.READ_SECONDS,  # boto3's own are 60 s each, three times
             retries={"total_max_attempts": 1, "mode": "standard"},  # RetryingStore does that
             s3={"addressing_style": style},
             request_checksum_calculation=checksums,
@@ -226,17 +212,16 @@ class Connection:
         if not self._is_genuine(status, headers, response_dict["body"]):
             kind = headers.get("content-type") or "no type"
             raise ForeignAnswerError(status=status, kind=kind)
-        self._answered = True
-        self._sends_ids |= REQUEST_ID in headers
+        self._answers.seen(REQUEST_ID in headers)
         if status < 300:
-            self._allowed.add(operation_model.name)
+            self._answers.allowed.add(operation_model.name)
 
     def _is_genuine(self, status: int, headers: Any, body: Any) -> bool:
         if REQUEST_ID in headers:
             return True
         if status >= 300:
             return b"<Code>" in body  # of S3's error document
-        return not self._sends_ids and "html" not in headers.get("content-type", "")
+        return not self._answers.send_ids and "html" not in headers.get("content-type", "")
 
 
 def from_boto(error: Exception, where: str) -> JobError:

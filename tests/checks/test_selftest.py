@@ -92,6 +92,12 @@ def test_two_hundred_kills_and_pauses_change_no_bit(s3_uri: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
+def test_twenty_kills_and_pauses_change_no_bit_in_googles_storage(gs_uri: str) -> None:
+    assert_proved(run_selftest(gs_uri, "--kills", "20"), gs_uri, 20)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_bad_answers_under_kills_and_pauses_change_no_bit(
     s3_uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:

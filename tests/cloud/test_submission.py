@@ -110,6 +110,14 @@ def test_a_run_must_outlive_its_machine(run: str) -> None:
         training(run, {})
 
 
+def test_a_run_may_be_in_googles_storage() -> None:
+    assert training("gs://bucket/runs/first", {}).arguments[:3] == (
+        "train",
+        "--run",
+        "gs://bucket/runs/first",
+    )
+
+
 @pytest.mark.parametrize("image", ["micronet", "micronet:latest", IMAGE[:-1], IMAGE + "0"])
 def test_an_image_is_named_by_its_digest(image: str) -> None:
     with pytest.raises(UsageError, match="digest"):

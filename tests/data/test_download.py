@@ -292,6 +292,18 @@ def test_an_s3_source_that_changed_is_not_spliced(
     assert fetch([Source(f"{s3_uri}/a.tar.gz")], tmp_path).path.read_bytes() == bytes(reversed(DATA))
 
 
+def test_a_source_in_googles_storage_is_read(
+    tmp_path: Path, gs_uri: str, gs_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PART_BYTES", 300_000)
+    open_store(gs_uri).put("a.tar.gz", DATA)
+    gs_proxy.faults = [("pass", 0)] * 2 + [("truncate", 1000), ("pass", 0), ("unavailable", 0)]
+    assert fetch([Source(f"{gs_uri}/a.tar.gz", SHA256)], tmp_path).path.read_bytes() == DATA
+    assert not gs_proxy.faults
+    with pytest.raises(DataError, match=r"none\.tar\.gz"):
+        fetch([Source(f"{gs_uri}/none.tar.gz")], tmp_path)
+
+
 def test_an_s3_source_is_refused_or_missing_by_kind(
     tmp_path: Path, s3_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

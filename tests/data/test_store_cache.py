@@ -46,6 +46,7 @@ def source(home: RangeServer) -> Source:
         (None, "s3://bucket/a/b/name/", "s3://bucket/a/b/data"),
         (None, "s3://bucket/name", "s3://bucket/data"),
         (None, "s3://bucket", "s3://bucket/data"),
+        (None, "gs://bucket/prefix/name", "gs://bucket/prefix/data"),
         (None, "runs/name", None),
         (None, "file:///runs/name", None),
         (None, None, None),
@@ -63,14 +64,14 @@ def test_the_cache_is_beside_a_run_in_a_bucket(
 
 def test_what_is_no_store_is_a_wrong_usage() -> None:
     with pytest.raises(UsageError):
-        place("gs://bucket/cache", None)
+        place("ftp://bucket/cache", None)
 
 
-@pytest.mark.parametrize("kind", ["s3", "folder"])
+@pytest.mark.parametrize("kind", ["s3", "gs", "folder"])
 def test_the_next_machine_does_not_ask_the_home(
     tmp_path: Path, home: RangeServer, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    store = request.getfixturevalue("s3_uri") if kind == "s3" else str(tmp_path / "shared")
+    store = str(tmp_path / "shared") if kind == "folder" else request.getfixturevalue(f"{kind}_uri")
     for machine in ("first", "second"):
         archive = fetch([source(home)], tmp_path / machine, store)
         assert (archive.path.read_bytes(), archive.sha256) == (DATA, SHA256)

@@ -64,6 +64,20 @@ def test_a_demo_in_a_bucket_is_well(s3_uri: str, tmp_path: Path, capsys: pytest.
     assert checks["data"]["text"] == "generated here"
 
 
+def test_a_demo_in_googles_storage_is_well(
+    gs_uri: str, gs_proxy: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--demo", "--device", "cpu", "--run", gs_uri, "--cache", tmp_path]
+    code, checks = examine(capsys, *words)
+    assert (code, checks["store"]["status"]) == (0, "ok")
+    assert f"{gs_uri} can be read and written and honours conditional writes" in checks["store"]["text"]
+    assert not {"credentials", "clock"} & set(checks)
+    gs_proxy.default = ("denied", 0)
+    code, checks = examine(capsys, *words)
+    assert (code, checks["store"]["exit_code"]) == (77, 77)
+    assert "roles/storage.objectUser" in checks["store"]["fix"]
+
+
 def test_a_kernel_that_hangs_is_reported_and_what_comes_after_it_is_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +220,16 @@ def test_the_store_is_checked_once(tmp_path: Path, s3_uri: str, proxy: FaultProx
     assert len(proxy.heads) == 10
     store.put_if_absent("recipe.json", b"{}")
     assert len(proxy.heads) == 11
+    assert [entry.key for entry in store.list()] == ["recipe.json"]
+
+
+def test_googles_storage_is_checked_once(tmp_path: Path, gs_uri: str, gs_proxy: FaultProxy) -> None:
+    store = open_store(gs_uri)
+    check(DEMO, gs_uri, DataSettings((DEMO_DATA,), str(tmp_path)), CPU, store)
+    # bucket 1, sweep 1, conditions 4, delete 1
+    assert len(gs_proxy.heads) == 7
+    store.put_if_absent("recipe.json", b"{}")
+    assert len(gs_proxy.heads) == 8
     assert [entry.key for entry in store.list()] == ["recipe.json"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -22,6 +23,7 @@ from job.preflight.storage import (
     check_store,
     checks,
     data_bytes,
+    lonely_locks,
     parameters,
     run_bytes,
 )
@@ -30,7 +32,8 @@ from job.store import open_store
 from job.store import service as service_of
 from job.store.base import RefusedError
 from job.store.s3 import S3Service
-from tests.disks import tiny_disk
+from tests.disks import tiny_disk, two_machines
+from tests.servers import FaultProxy
 from tests.store.careless import CarelessS3
 
 ARCHIVE, UNPACKED = 169_001_437, 185_901_581  # 1.1 times
@@ -94,6 +97,13 @@ def test_no_credentials_are_named(s3_uri: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_store_that_ignores_conditions_is_refused(careless: CarelessS3) -> None:
     careless.conditions["If-None-Match"] = "ignore"
     check = found("s3://bucket/run")["store"]
+    assert (check.status, check.exit_code) == ("failed", 78)
+    assert "two attempts could overwrite each other" in check.text
+
+
+def test_a_store_of_googles_that_ignores_conditions_is_refused(gs_uri: str, gs_proxy: FaultProxy) -> None:
+    gs_proxy.stripped = re.compile(r"&ifGenerationMatch=\d+")
+    check = found(gs_uri)["store"]
     assert (check.status, check.exit_code) == ("failed", 78)
     assert "two attempts could overwrite each other" in check.text
 
@@ -193,6 +203,42 @@ def test_a_run_without_a_uri_is_in_a_folder_here(tmp_path: Path, monkeypatch: py
     (check,) = checks(None, None)
     assert check.run().text.startswith("runs ")
     assert list(tmp_path.iterdir()) == []
+
+
+MOUNT = "36 35 98:0 / {where} rw,noatime shared:1 - {kind} host:/export rw,{options}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "alone"),
+    [
+        ("ext4", "rw", False),
+        ("nfs4", "vers=4.2,hard,local_lock=none,addr=10.0.0.1", False),
+        ("nfs", "vers=3,nolock,local_lock=all", True),
+        ("nfs", "vers=3,local_lock=flock", True),
+        ("lustre", "rw,flock,lazystatfs", False),
+        ("lustre", "rw,localflock", True),
+        ("fuse.gcsfuse", "rw,user_id=0", True),
+        ("fuseblk", "rw,user_id=0", False),  # NTFS on a disk
+    ],
+)
+def test_a_file_system_whose_locks_may_not_reach_others_is_found(
+    kind: str, options: str, alone: bool
+) -> None:
+    root = MOUNT.format(where="/", kind="overlay", options="rw")
+    below = MOUNT.format(where=r"/mnt/my\040data", kind=kind, options=options)
+    assert lonely_locks(Path("/mnt/my data/run"), root + below) == (kind if alone else None)
+    assert lonely_locks(Path("/mnt/my"), root + below) is None
+    over = MOUNT.format(where=r"/mnt/my\040data", kind="tmpfs", options="rw")
+    assert lonely_locks(Path("/mnt/my data/run"), root + below + over) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("bindfs"), reason="needs bindfs and root")
+def test_a_folder_on_such_a_file_system_is_a_warning(tmp_path: Path) -> None:
+    with two_machines(tmp_path) as (here, _):
+        found = check_folder(here / "run")
+    assert (found.status, found.exit_code) == ("warning", 0)
+    assert "its locks on fuse may not reach others" in found.text
+    assert "only one machine at a time" in found.fix
 
 
 def test_the_service_is_known_after_the_check(s3_uri: str) -> None:

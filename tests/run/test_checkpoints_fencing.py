@@ -46,11 +46,11 @@ def local() -> Iterator[Store]:
         yield open_store(str(folder / "run"))
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs"])
 def store(request: pytest.FixtureRequest) -> Store:
     if request.param == "local":
         return request.getfixturevalue("local")
-    return open_store(request.getfixturevalue("s3_uri"), retry_seconds=5)
+    return open_store(request.getfixturevalue(f"{request.param}_uri"), retry_seconds=5)
 
 
 def test_an_old_owner_can_neither_move_head_nor_delete(store: Store) -> None:

@@ -19,7 +19,7 @@ from job.run.layout import order_of
 from job.run.records import Place
 from job.store import open_store
 from tests.archives import write_archive
-from tests.forked import started
+from tests.forked import micronet, started
 from tests.servers import FaultProxy, RangeServer
 
 EPOCHS, STEPS = 6, 12  # 200 images in batches of 16
@@ -126,18 +126,26 @@ def test_a_killed_run_in_a_folder_ends_with_the_same_bits(
     assert outcome(run) == reference
 
 
+@pytest.mark.parametrize("kind", ["s3", "gs"])
 def test_a_killed_run_in_a_bucket_ends_with_the_same_bits(
-    bench: Bench, reference: dict[str, Any], s3_uri: str
+    bench: Bench, reference: dict[str, Any], kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    with bench.attempt(s3_uri) as child:
+    uri = request.getfixturevalue(f"{kind}_uri")
+    with bench.attempt(uri) as child:
         read_to(child, "epoch")
         read_to(child, "commit")
         child.signal(signal.SIGKILL)
         assert child.end() == -signal.SIGKILL
-    durable = position(s3_uri)
-    went_on = the("resume", bench.finish(s3_uri))
+    durable = position(uri)
+    went_on = the("resume", bench.finish(uri))
     assert (went_on["epoch"], went_on["step"]) >= durable
-    assert outcome(s3_uri) == reference
+    assert outcome(uri) == reference
+    status = micronet("status", uri)
+    assert (status.returncode, "state       finished" in status.stdout) == (0, True), status.stderr
+    page = tmp_path / "page.html"
+    done = micronet("report", uri, "--output", page)
+    assert done.returncode == 0, done.stderr
+    assert uri in page.read_text()
 
 
 def test_sigterm_in_any_phase_loses_nothing(bench: Bench, reference: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,14 +12,16 @@ import pytest
 from job.errors import ConfigurationError
 from job.store import Store, open_store
 from job.store.base import RefusedError, probe
+from tests.servers import FaultProxy
 from tests.store.careless import CarelessS3
 
 HEX = "0123456789abcdef" * 2
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return open_store(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_uri"))
+    kind = request.param
+    return open_store(str(tmp_path) if kind == "local" else request.getfixturevalue(f"{kind}_uri"))
 
 
 def test_a_store_that_honours_conditions_passes_and_is_left_as_it_was(store: Store) -> None:
@@ -67,6 +70,20 @@ def test_a_store_that_does_not_know_conditions_is_refused_at_once(careless: Care
     assert not careless.objects
 
 
+@pytest.mark.parametrize(
+    ("stripped", "condition"), [(r"&ifGenerationMatch=\d+", "=0"), (r"&ifGenerationMatch=[1-9]\d*", "")]
+)
+def test_a_store_of_googles_that_ignores_a_condition_is_refused(
+    gs_uri: str, gs_proxy: FaultProxy, stripped: str, condition: str
+) -> None:
+    gs_proxy.stripped = re.compile(stripped)
+    with pytest.raises(ConfigurationError, match="two attempts could overwrite each other") as caught:
+        probe(open_store(gs_uri))
+    assert caught.value.exit_code == 78
+    assert f"ignores ifGenerationMatch{condition}:" in caught.value.message
+    assert open_store(gs_uri).list() == []
+
+
 def test_a_prefix_that_may_not_be_written_is_refused_and_not_absent(
     s3_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,8 +93,10 @@ def test_a_prefix_that_may_not_be_written_is_refused_and_not_absent(
     assert caught.value.exit_code == 77
 
 
-def test_what_a_killed_process_left_is_swept_after_an_hour(s3_uri: str) -> None:
-    now, store = int(time.time()), open_store(s3_uri)
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_what_a_killed_process_left_is_swept_after_an_hour(request: pytest.FixtureRequest, kind: str) -> None:
+    uri = request.getfixturevalue(f"{kind}_uri")
+    now, store = int(time.time()), open_store(uri)
     keys = {
         f"probes/{now - 3700}-{HEX}": True,
         f"probes/{now - 3500}-{HEX}": False,  # another attempt may be using it
@@ -87,7 +106,7 @@ def test_what_a_killed_process_left_is_swept_after_an_hour(s3_uri: str) -> None:
     }
     for key in keys:
         store.put(key, b"micronet")
-    open_store(s3_uri).put("HEAD.json", b"x")  # a new process, whose first write is a probe
+    open_store(uri).put("HEAD.json", b"x")  # a new process, whose first write is a probe
     left = {entry.key for entry in store.list()}
     assert left == {key for key, swept in keys.items() if not swept} | {"HEAD.json"}
 

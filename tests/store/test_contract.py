@@ -1,4 +1,4 @@
-"""What every store promises, over a folder and over a real S3 server."""
+"""What every store promises: a folder, a real S3 server, a real server of Google's API."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ HOSTILE_KEYS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    uri = str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3_uri")
+    kind = request.param
+    uri = str(tmp_path / "store") if kind == "local" else request.getfixturevalue(f"{kind}_uri")
     return open_store(uri, retry_seconds=5)
 
 
@@ -94,6 +95,8 @@ def test_put_if_absent_writes_once(store: Store) -> None:
 def test_put_if_match_needs_the_version_that_is_there(store: Store) -> None:
     with pytest.raises(ConflictError):
         store.put_if_match("HEAD.json", b"1", '"0123456789abcdef0123456789abcdef"')
+    with pytest.raises(ConflictError):
+        store.put_if_match("HEAD.json", b"1", "0")
     first = store.put_if_absent("HEAD.json", b"1")
     second = store.put_if_match("HEAD.json", b"2", first)
     with pytest.raises(ConflictError):

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from job.store import files, local
 from job.store.base import AbsentError, ConflictError, TransientError
 from job.store.files import exclusive, explain, scratch, write_durably
 from job.store.local import LocalStore
-from tests.disks import read_only_later, tiny_disk
+from tests.disks import read_only_later, tiny_disk, two_machines
+from tests.limits import without_locks
 
 
 def test_nothing_but_the_keys_is_left(tmp_path: Path) -> None:
@@ -223,3 +225,67 @@ def test_a_planted_head_stops_the_start_with_one_line(tmp_path: Path, plant: Cal
     plant(tmp_path / "HEAD.json")
     with pytest.raises(ConfigurationError, match=r"HEAD\.json"):
         Checkpoints.claim(LocalStore(tmp_path), "0123456789ab", {"host": "here"})
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("bindfs"), reason="needs bindfs and root")
+def test_machines_that_do_not_see_each_others_locks_leave_each_others_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with two_machines(tmp_path) as (here, there):
+        one, other = LocalStore(here / "run"), LocalStore(there / "run")
+        one.put("a", b"x")
+        with scratch(here / "run") as work:
+            (work / "half").write_bytes(b"half")
+            other.put("a", b"y")  # at once, and while it is being written
+            seen = there / "run" / work.name / "half"
+            assert seen.read_bytes() == b"half"
+            monkeypatch.setattr(files, "ABANDONED_SECONDS", 0.2)
+            time.sleep(0.5)
+            (work / "half").write_bytes(b"more")
+            other.put("a", b"y")
+            assert seen.exists()
+            time.sleep(0.5)
+            other.put("a", b"y")
+            assert not seen.exists()  # whoever writes nothing for so long has gone
+        assert one.get("a").data == b"y"
+
+
+def test_a_link_that_is_named_like_a_scratch_folder_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "ABANDONED_SECONDS", -1.0)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"{files.SCRATCH_PREFIX}0123").symlink_to(tmp_path / "elsewhere")
+    LocalStore(tmp_path / "run").put("a", b"x")
+    assert (tmp_path / "elsewhere" / "file").read_text() == "x"
+    assert not (tmp_path / "elsewhere" / files.ALIVE).exists()
+
+
+def test_a_scratch_folder_that_is_removed_meanwhile_is_tried_again(tmp_path: Path) -> None:
+    def work() -> None:
+        with scratch(tmp_path) as folder:
+            shutil.rmtree(folder)
+            (folder / "new").rename(tmp_path / "new")
+
+    with pytest.raises(TransientError, match="removed while it was in use") as caught:
+        work()
+    assert caught.value.exit_code == 74
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, number: int) -> None:
+    code = """
+import sys
+from job.errors import ConfigurationError
+from job.store import open_store
+try:
+    open_store(sys.argv[1]).put("a", b"x")
+except ConfigurationError as error:
+    print(error.exit_code, error)
+"""
+    words = without_locks(code, number, str(tmp_path))
+    assert words.startswith("78 ")
+    assert all(part in words for part in (str(tmp_path), "has no locks", "-o flock", "NFS 4"))
+    assert not (tmp_path / "a").exists()

@@ -16,7 +16,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError
-from job.store import open_store, s3, s3_client
+from job.store import answers, open_store
 from job.store import service as service_of
 from job.store.base import AbsentError, ConflictError, RefusedError, TransientError
 from job.store.s3_client import from_boto
@@ -72,7 +72,7 @@ def test_a_missing_bucket_is_not_absence(s3_uri: str) -> None:
 def test_a_web_server_is_not_an_empty_store(
     s3_uri: str, serve: Callable[[dict[str, bytes]], RangeServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "FIRST_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(answers, "FIRST_ANSWER_SECONDS", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", serve({}).uri)
     with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL_S3"):
         open_store(s3_uri).get("key")
@@ -170,7 +170,7 @@ def test_a_store_that_returns_other_bytes_is_not_written_to(s3_uri: str, proxy: 
 def test_a_store_that_hangs_is_given_up(
     s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(answers, "READ_SECONDS", 0.5)
     proxy.default = ("stall", 0)
     start = time.monotonic()
     with pytest.raises(TransientError):
@@ -181,7 +181,7 @@ def test_a_store_that_hangs_is_given_up(
 def test_a_body_that_drips_is_given_up(
     s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "BODY_SECONDS", 1)
+    monkeypatch.setattr(answers, "BODY_SECONDS", 1)
     store = open_store(s3_uri, retry_seconds=0)
     store.put("key", bytes(5000))
     proxy.default = ("drip", 0)
@@ -194,7 +194,7 @@ def test_a_body_that_drips_is_given_up(
 def test_a_slow_upload_may_take_longer_than_a_connection(
     s3_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(answers, "CONNECT_SECONDS", 0.5)
     store = open_store(s3_uri, retry_seconds=0)
     store.put("key", b"x")
     proxy.faults = [("throttle", 4_000_000)]
