@@ -25,6 +25,7 @@ PREDICTIONS = "predictions.npz"
 SAMPLES = "samples.png"
 REPORT = "report.json"
 PAGE = "report.html"
+ONNX = "model.onnx"
 
 STATE = "state.pt"
 """The training state's name among a checkpoint's objects."""
