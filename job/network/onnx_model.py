@@ -10,12 +10,15 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from job.errors import ConfigurationError
+from job.network import compressed
+from job.network.compressed import Layer
 from job.network.weights import NetworkInfo
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ OPSET = 21
 """The first whose QuantizeLinear has 4 bits."""
 
 SIZE = 32  # pixels of an image's side
+
+INTEGERS = {(False, False): 21, (False, True): 22, (True, False): 2, (True, True): 3}
+"""ONNX's numbers of UINT4, INT4, UINT8 and INT8, by whether more than 4 bits are needed, and a sign."""
 
 
 class FromPixels(nn.Module):
@@ -45,6 +51,50 @@ class FromPixels(nn.Module):
         return logits
 
 
+class IntegerLayer(nn.Module):
+    """A quantised layer as ONNX has them: integers, which DequantizeLinear multiplies by their step size.
+
+    The weight is stored as its levels; what the layer reads goes through a pair of QuantizeLinear and
+    DequantizeLinear.
+    """
+
+    levels: Tensor  # int8, which `encode` stores in 4 bits where those are enough
+    weight_step: Tensor
+    input_step: Tensor
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        assert layer.bits is not None
+        self.layer, self.bits = layer, layer.bits
+        weight = compressed.quantised_weight(layer, layer.bits.weight).detach()
+        self.register_buffer("levels", (weight / layer.weight_step.detach()).round().to(torch.int8))
+        self.register_buffer("weight_step", layer.weight_step.detach())
+        self.register_buffer("input_step", layer.input_step.detach())
+
+    def forward(self, read: Tensor) -> Tensor:
+        """Map what the layer maps."""
+        bits, signed = self.bits.activation, self.bits.signed
+        if bits not in (4, 8):  # whose integers have no more levels
+            low, high = compressed.levels(bits, signed)
+            read = read.clamp(low * self.input_step, high * self.input_step)
+        integer = INTEGERS[bits > 4, signed]
+        codes = torch.onnx.ops.symbolic(
+            "QuantizeLinear",
+            (read, self.input_step),
+            {"output_dtype": integer},
+            dtype=integer,
+            shape=read.shape,
+        )
+        inputs, weight = _dequantise(codes, self.input_step), _dequantise(self.levels, self.weight_step)
+        if isinstance(self.layer, nn.Conv2d):
+            return self.layer._conv_forward(inputs, weight, self.layer.bias)
+        return F.linear(inputs, weight, self.layer.bias)
+
+
+def _dequantise(codes: Tensor, step: Tensor) -> Tensor:
+    return torch.onnx.ops.symbolic("DequantizeLinear", (codes, step), dtype=torch.float32, shape=codes.shape)
+
+
 def encode(network: nn.Module, info: NetworkInfo) -> bytes:
     """Return `network`, which is on the host, as an ONNX file.
 
@@ -55,19 +105,24 @@ def encode(network: nn.Module, info: NetworkInfo) -> bytes:
         import onnx
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
-        raise not_installed(error) from error
-    model = _traced(FromPixels(copy.deepcopy(network), info).eval())
+        raise ConfigurationError(
+            f"the packages for ONNX are not installed ({error})", "Install them: ./setup.sh install onnx"
+        ) from error
+    network = copy.deepcopy(network)
+    narrow = set()
+    for name, layer in list(compressed.layers(network)):
+        if layer.bits is not None:
+            network.set_submodule(name, IntegerLayer(layer))
+            if layer.bits.weight <= 4:
+                narrow.add(f"network.{name}.levels")
+    model = _traced(FromPixels(network, info).eval())
+    for tensor in model.graph.initializer:
+        if tensor.name in narrow:
+            tensor.CopyFrom(_int4(tensor))
     _strip(model)
     onnx.helper.set_model_props(model, {"classes": json.dumps(info.classes), "data_sha256": info.data_sha256})
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def not_installed(error: ImportError) -> ConfigurationError:
-    """Return what to raise where a package of the extra is missing."""
-    return ConfigurationError(
-        f"the packages for ONNX are not installed ({error})", "Install them: ./setup.sh install onnx"
-    )
 
 
 def _traced(module: nn.Module) -> onnx.ModelProto:
@@ -88,17 +143,18 @@ def _traced(module: nn.Module) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _strip(model: Any) -> None:
+def _int4(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """Return an int8 tensor of values of 4 bits with two of them in a byte."""
+    import ml_dtypes
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(ml_dtypes.int4), tensor.name)
+
+
+def _strip(model: onnx.ModelProto) -> None:
     """Remove what the exporter notes about this machine and its code: paths, traces, names of classes."""
     graph = model.graph
-    for part in (
-        model,
-        graph,
-        *graph.node,
-        *graph.value_info,
-        *graph.input,
-        *graph.output,
-        *graph.initializer,
-    ):
+    del graph.value_info[:]
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
