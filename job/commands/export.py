@@ -42,8 +42,8 @@ def export(
     """Write a trained network for other tools. URI is a run or a .safetensors file.
 
     The file takes pixels (uint8, 0 to 255, red, green and blue) and gives logits: the normalisation is in it.
-    It is written if onnxruntime predicts what PyTorch predicts for every test image. Images for which the two
-    highest logits are less than 1e-4 apart may differ and are listed.
+    It is written if onnxruntime predicts what PyTorch predicts for every test image. Images may differ, and
+    are listed, if their logits are less than 1e-4 apart or, in a quantised network, less than rounding moves.
     """
     from pathlib import Path
 

@@ -66,6 +66,9 @@ class IntegerLayer(nn.Module):
         super().__init__()
         assert layer.bits is not None
         self.layer, self.bits = layer, layer.bits
+        low, high = compressed.levels(layer.bits.activation, layer.bits.signed)
+        step = layer.input_step.item()
+        self.limits = low * step, high * step
         weight = compressed.quantised_weight(layer, layer.bits.weight).detach()
         self.register_buffer("levels", (weight / layer.weight_step.detach()).round().to(torch.int8))
         self.register_buffer("weight_step", layer.weight_step.detach())
@@ -75,8 +78,7 @@ class IntegerLayer(nn.Module):
         """Map what the layer maps."""
         bits, signed = self.bits.activation, self.bits.signed
         if bits not in (4, 8):  # whose integers have no more levels
-            low, high = compressed.levels(bits, signed)
-            read = read.clamp(low * self.input_step, high * self.input_step)
+            read = read.clamp(*self.limits)
         integer = INTEGERS[bits > 4, signed]
         codes = torch.onnx.ops.symbolic(
             "QuantizeLinear",
@@ -87,7 +89,8 @@ class IntegerLayer(nn.Module):
         )
         inputs, weight = _dequantise(codes, self.input_step), _dequantise(self.levels, self.weight_step)
         if isinstance(self.layer, nn.Conv2d):
-            return self.layer._conv_forward(inputs, weight, self.layer.bias)
+            product: Tensor = self.layer._conv_forward(inputs, weight, self.layer.bias)
+            return product
         return F.linear(inputs, weight, self.layer.bias)
 
 

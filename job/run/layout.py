@@ -28,6 +28,7 @@ PREDICTIONS = "predictions.npz"
 SAMPLES = "samples.png"
 REPORT = "report.json"
 PAGE = "report.html"
+CARD = "README.md"
 ONNX = "model.onnx"
 
 STATE = "state.pt"

@@ -1,4 +1,4 @@
-"""The outputs of a finished run: weights, predictions, history, the report on them, and the page."""
+"""The outputs of a finished run: weights, predictions, history, the report on them, page and model card."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from job.score.rules import score
 from job.store import Store
 from job.train import preview
 from job.train.phases import Final
-from job.view import page, stored_run
+from job.view import card, page, stored_run
 
 NEEDED = set(layout.OUTPUTS) - {layout.SAMPLES}
 
@@ -133,8 +133,15 @@ def published_report(run: Run) -> dict[str, Any] | None:
 
 
 def draw_page(store: Store) -> None:
-    """Put the page of a finished run next to its report; a failure is logged, since the result is durable."""
-    try:
-        events.emit("page", uri=page.publish(store))
-    except Exception as error:
-        events.warn("page_failed", reason=str(error), fix=f"Draw it with: micronet report {store.uri}")
+    """Put the page and the model card of a finished run next to its report.
+
+    A failure is logged, since the result is durable.
+    """
+    for name, publish, fix in (
+        ("page", page.publish, f"Draw it with: micronet report {store.uri}"),
+        ("card", card.publish, "The same command writes it again"),
+    ):
+        try:
+            events.emit(name, uri=publish(store))
+        except Exception as error:
+            events.warn(f"{name}_failed", reason=str(error), fix=fix)

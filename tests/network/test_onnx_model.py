@@ -14,26 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from job.network import compressed, weights
 from job.network.onnx_model import OPSET, FromPixels, encode
-from job.network.weights import NetworkInfo
 from job.train.loader import Normalisation
-
-CLASSES = ("a<b", 'c"d', "é")
-INFO = NetworkInfo(10, 1, CLASSES, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), "0" * 64)
-
-
-def network() -> nn.Sequential:
-    """A network whose batch norms do something, as after a training."""
-    torch.manual_seed(3)
-    network = INFO.build()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in ((module.weight, 0.5), (module.bias, -0.5), (module.running_mean, -0.5)):
-                assert tensor is not None
-                nn.init.uniform_(tensor, low, low + 1)
-            assert module.running_var is not None
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return network
+from tests.network.networks import CLASSES, INFO, network
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +41,38 @@ def test_it_maps_pixels_to_logits_for_any_number_of_images(model: bytes) -> None
         assert np.abs(found - expected.numpy()).max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("weight", "activation", "integer"), [(4, 4, "UINT4"), (3, 2, "UINT4"), (1, 8, "UINT8")]
+)
+def test_a_quantised_network_has_integers_and_qdq_pairs(weight: int, activation: int, integer: str) -> None:
+    packed = weights.save(network((weight, activation)), INFO)
+    trained, _ = weights.load(packed)
+    model = encode(trained, INFO)
+    graph = onnx.load_from_string(model).graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    layers = dict(compressed.layers(trained))
+    for name, layer in layers.items():
+        assert layer.bits is not None
+        levels, kind = stored[f"network.{name}.levels"], "INT8" if name in ("stem", "linear") else "INT4"
+        assert levels.data_type == onnx.TensorProto.DataType.Value(kind)
+        step = onnx.numpy_helper.to_array(stored[f"network.{name}.weight_step"])
+        weight_values = torch.from_numpy(onnx.numpy_helper.to_array(levels).astype(np.float32) * step)
+        assert torch.equal(weight_values, compressed.quantised_weight(layer, layer.bits.weight).detach())
+    kinds = [node.attribute[0].i for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert sum(node.op_type == "DequantizeLinear" for node in graph.node) == len(kinds) + len(layers)
+    assert {onnx.TensorProto.DataType.Name(kind) for kind in kinds} == {"INT8", "UINT8", integer}
+    assert len(model) < 3 * len(packed) + 50_000
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).integers(0, 256, (200, 3, 32, 32), np.uint8)
+    with torch.inference_mode():
+        expected = FromPixels(trained, INFO).eval()(torch.from_numpy(images))
+    differences = np.abs(session.run(None, {"pixels": images})[0] - expected.numpy()).max(1)
+    assert expected.std(0).min() > 0.005
+    assert (differences < 1e-5).mean() > 0.8  # the others have a value at the edge between two levels
+    assert differences.max() < 0.05
+
+
 def test_it_is_valid_and_names_its_opset_and_classes(model: bytes) -> None:
     parsed = onnx.load_from_string(model)
     onnx.checker.check_model(parsed, full_check=True)
@@ -72,7 +88,8 @@ def test_nothing_of_this_machine_is_in_it(model: bytes) -> None:
 
 def test_another_process_writes_the_same_bytes(model: bytes, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from tests.network.test_onnx_model import INFO, encode, network;"
+        "from pathlib import Path; from job.network.onnx_model import encode;"
+        "from tests.network.networks import INFO, network;"
         f"Path({str(tmp_path / 'again')!r}).write_bytes(encode(network(), INFO))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
