@@ -3,10 +3,10 @@
     apt-get install dataset-fashion-mnist
     python -m bench.compression FOLDER [--images 20000] [--seeds 22,23,24] [--dense 10@5e-3]
 
-For each seed a dense run, and from its weights two that prune to 75 % zeros and quantise to w4a4: with the dense
-network as their teacher, and without. Appends one JSON line a run to FOLDER/results.jsonl and prints, for each
-stage, accuracy lost against the dense run of the same seed, with its 95 % interval, and the official score.
-Called again it continues: finished runs are kept, an unfinished one resumes.
+For each seed a dense run, and from its weights two that prune to 75 % zeros and quantise to w4a4: with the
+dense network as their teacher, and without. Appends one JSON line a run to FOLDER/results.jsonl and prints,
+for each stage, the accuracy lost against the dense run of the same seed, with its 95 % interval, and the
+official score. Called again it continues: finished runs are kept, an unfinished one resumes.
 """
 
 from __future__ import annotations
@@ -53,10 +53,9 @@ def archive(folder: Path, images: int) -> Path:
 
 def train(run: Path, data: Path, seed: int, words: list[str]) -> dict[str, Any]:
     """Train, or resume, or find finished; return the report."""
-    command = [
-        sys.executable, "-m", "job.cli", "train", "--run", str(run), "--data", str(data), "--seed", str(seed),
-        "--cache", str(data.parent / "cache"), "--width", "1", "--batch-size", "128", "--device", "cpu", *words,
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "job.cli", "train", "--run", str(run), "--data", str(data)]
+    command += ["--cache", str(data.parent / "cache"), "--seed", str(seed), "--width", "1"]
+    command += ["--batch-size", "128", "--device", "cpu", *words]
     if not (run / "report.json").exists():
         subprocess.run(command, check=True)
     content: dict[str, Any] = json.loads((run / "report.json").read_bytes())

@@ -255,7 +255,7 @@ RECIPES = {
     "entry": Recipe(),
     "compact": Recipe(prune_cycles=(Cycle(200, 1e-3),), quantise_cycles=(Cycle(150, 5e-4),)),
     "demo": DEMO,
-    "demo-compact": replace(DEMO, prune_cycles=(Cycle(3, 5e-3),), quantise_cycles=(Cycle(3, 2e-3),)),
+    "demo-compact": replace(DEMO, prune_cycles=(Cycle(2, 5e-3),), quantise_cycles=(Cycle(2, 2e-3),)),
 }
 """The recipes that have a name."""
 
