@@ -22,7 +22,7 @@ from job.view.stored_run import StoredRun, read
 CIFAR100 = "uoft-cs/cifar100"
 """The data set's name on the Hugging Face hub."""
 
-RECIPE_FIELDS = ("seed", "batch_size", "cycles", "mixup_alpha", "weight_decay", "crop_padding", "holdout")
+RECIPE_FIELDS = ("seed", "batch_size", "mixup_alpha", "weight_decay", "crop_padding", "holdout")
 
 USE = """\
 ```python
@@ -43,7 +43,8 @@ def classify(pixels):
 ```
 """
 
-_MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>&|~!$:@#]|(?<=www)\.)", re.IGNORECASE)
+"""What can begin or end something in a line of Markdown, GitHub's links, mentions and formulas among it."""
 
 
 def publish(store: Store) -> str:
@@ -128,7 +129,7 @@ def _body(run: StoredRun, report: dict[str, Any]) -> str:
     results = [
         (
             "accuracy",
-            f"{percent(accuracy['final'])}: {accuracy['correct']} of {accuracy['total']} test images",
+            f"{percent(accuracy['final'])}, {accuracy['correct']} of {accuracy['total']} test images",
         ),
         ("best epoch", f"{percent(best['value'])} in epoch {best['epoch']}, selected on the {selected}"),
         *((f"score, {name} rules", f"{rules['score']:.5f}") for name, rules in report["score"].items()),
@@ -139,6 +140,7 @@ def _body(run: StoredRun, report: dict[str, Any]) -> str:
         ("source", data["source"]),
         ("data, SHA-256", data["sha256"]),
         ("epochs", training["epochs"]),
+        ("cycles", training["cycles"]),
         *((name.replace("_", " "), run.recipe[name]) for name in RECIPE_FIELDS if name in run.recipe),
         ("precision", training["precision"]),
         ("deterministic", "yes" if training["deterministic"] else "no"),
