@@ -72,11 +72,11 @@ def export_onnx(uri: str, sources: Sequence[str], cache: str) -> OnnxExport:
     test, normalise = Images.of(dataset.test, host), Normalisation(info.mean, info.std, host)
     expected = predict(network, test, normalise).logits
 
-    def rounding() -> float:
-        moved = predict(in_the_last_bits(network), test, normalise).logits
+    def sensitivity() -> float:
+        moved = predict(perturbed(network), test, normalise).logits
         return float((moved - expected).abs().max())
 
-    checked = compare(expected, onnx_logits(data, dataset.test.images), rounding)
+    checked = compare(expected, onnx_logits(data, dataset.test.images), sensitivity)
     return OnnxExport(data, len(info.classes), checked)
 
 
@@ -92,8 +92,8 @@ def onnx_logits(model: bytes, images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.concatenate(batches))
 
 
-def in_the_last_bits(network: nn.Module) -> nn.Module:
-    """Return a copy of `network` whose batch norms multiply by another number in its last bits.
+def perturbed(network: nn.Module) -> nn.Module:
+    """Return a copy of `network` in which the last bits of the batch norms' weights are others.
 
     That is what another order of the sums before them comes to.
     """
@@ -106,11 +106,11 @@ def in_the_last_bits(network: nn.Module) -> nn.Module:
     return moved
 
 
-def compare(pytorch: Tensor, onnx: Tensor, rounding: Callable[[], float]) -> Comparison:
+def compare(pytorch: Tensor, onnx: Tensor, sensitivity: Callable[[], float]) -> Comparison:
     """Compare logits [N, classes]; raise ConfigurationError where a prediction differs that is no tie.
 
-    `rounding` returns how far PyTorch's own logits move in their last bits. In a quantised network that is
-    more than TIE, since a value at the edge between two levels becomes the other one.
+    `sensitivity` returns how far PyTorch's own logits move when the last bits inside the network do. In a
+    quantised one that is more than TIE, since a value at the edge between two levels becomes the other one.
     """
     ours, theirs = pytorch.argmax(1), onnx.argmax(1)
     different = (ours != theirs).nonzero().flatten()
@@ -125,7 +125,7 @@ def compare(pytorch: Tensor, onnx: Tensor, rounding: Callable[[], float]) -> Com
     ]
     limit = TIE
     if any(not one.gap <= TIE for one in differences):
-        limit = max(TIE, 2 * rounding())
+        limit = max(TIE, 2 * sensitivity())
     wrong = [one for one in differences if not one.gap <= limit]
     if wrong:
         first = wrong[0]

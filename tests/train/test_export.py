@@ -16,7 +16,7 @@ from job.data.dataset import prepare
 from job.errors import ConfigurationError
 from job.network.onnx_model import FromPixels
 from job.settings import DEMO_DATA
-from job.train.export import TIE, Tie, compare, in_the_last_bits
+from job.train.export import TIE, Tie, compare, perturbed
 from tests.archives import write_archive
 from tests.forked import micronet
 from tests.network.networks import INFO, network
@@ -110,7 +110,7 @@ def test_without_onnxruntime_it_is_written_and_said_to_be_unchecked(
 def test_a_prediction_may_differ_where_two_logits_are_a_tie() -> None:
     ours = torch.tensor([[1.0, 1.0 - TIE / 2, 0.0], [3.0, 1.0, 2.0]])
     theirs = torch.tensor([[1.0 - TIE / 2, 1.0, 0.0], [3.0, 1.0, 2.5]])
-    found = compare(ours, theirs, rounding=lambda: pytest.fail("not needed for ties"))
+    found = compare(ours, theirs, sensitivity=lambda: pytest.fail("not needed for ties"))
     assert (found.images, found.largest_difference) == (2, 0.5)
     assert found.ties == [Tie(image=0, pytorch=0, onnx=1, gap=pytest.approx(TIE / 2, rel=0.01))]
 
@@ -120,22 +120,22 @@ def test_a_prediction_that_differs_otherwise_is_an_error(logit: float) -> None:
     ours = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, logit]])
     theirs = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     with pytest.raises(ConfigurationError, match=r"1 of 3 test images \(image 2: 0, not 1"):
-        compare(ours, theirs, rounding=lambda: 0.9 * TIE)
+        compare(ours, theirs, sensitivity=lambda: 0.9 * TIE)
 
 
-def test_a_prediction_may_differ_by_what_rounding_moves_in_pytorch_itself() -> None:
+def test_a_prediction_may_differ_by_what_last_bits_move_in_pytorch_itself() -> None:
     ours, theirs = torch.tensor([[1.0, 1.01]]), torch.tensor([[1.01, 1.0]])
-    (tie,) = compare(ours, theirs, rounding=lambda: 0.006).ties
+    (tie,) = compare(ours, theirs, sensitivity=lambda: 0.006).ties
     assert tie.gap == pytest.approx(0.01, rel=1e-3)
     with pytest.raises(ConfigurationError):
-        compare(ours, theirs, rounding=lambda: 0.004)
+        compare(ours, theirs, sensitivity=lambda: 0.004)
 
 
-def test_rounding_moves_the_logits_of_a_quantised_network_by_a_level() -> None:
+def test_last_bits_move_the_logits_of_a_quantised_network_by_a_level() -> None:
     pixels = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8, generator=torch.manual_seed(0))
     moved = []
     for bits in (None, (1, 8)):
-        networks = network(bits), in_the_last_bits(network(bits))
+        networks = network(bits), perturbed(network(bits))
         with torch.inference_mode():
             before, after = (FromPixels(each, INFO).eval()(pixels) for each in networks)
         moved.append(float((before - after).abs().max()))
