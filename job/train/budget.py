@@ -15,6 +15,9 @@ from job.settings import Recipe, setting_of
 GRID = 10_000
 """Sparsities are whole multiples of 1 / GRID."""
 
+STEP = 1.5
+"""Of every weight and every step size: no power of two, by which it would count nothing to divide."""
+
 NEAR = 3  # of those, around where the score would be the target if it were linear
 
 
@@ -66,5 +69,7 @@ class Sample:
             order = self.orders[name]
             zeros = round(sparsity * len(order)) if compressed.is_prunable(name) else 0
             layer.mask.copy_((order >= zeros).view(layer.mask.shape))
-            layer.weight.copy_(layer.mask)  # 1, at a step of 1 the same after rounding
+            layer.weight.copy_(layer.mask).mul_(STEP)
+            layer.weight_step.fill_(STEP)
+            layer.input_step.fill_(STEP)
         return rule_sets(self.network, self.shape, ["official"]).rule_sets["official"].score
