@@ -3,7 +3,7 @@
 #   ./setup.sh                    puts CIFAR-100 in place
 #   ./setup.sh test [--soak]      runs every check and test; --soak adds the long proofs
 #   ./setup.sh test --container   builds the image and runs the tests of its containers (as root, 20 GB of disk)
-#   ./setup.sh install EXTRA      adds the packages of an extra: google, kubernetes or tensorboard
+#   ./setup.sh install EXTRA      adds the packages of an extra: google, kubernetes, onnx or tensorboard
 #   ./setup.sh COMMAND ...        runs `micronet COMMAND ...`, for example: ./setup.sh train --demo
 set -euo pipefail
 
@@ -134,8 +134,8 @@ case "${1:-}" in
     ;;
   install)
     case "${*:2}" in
-      google | kubernetes | tensorboard) ;;
-      *) fail "install takes google, kubernetes or tensorboard, not ${*:2}" 2 ;;
+      google | kubernetes | onnx | tensorboard) ;;
+      *) fail "install takes google, kubernetes, onnx or tensorboard, not ${*:2}" 2 ;;
     esac
     install requirements.lock
     install_extra "$2"

@@ -35,7 +35,7 @@ class HalfWayError(Exception):
 
 
 def trainer(
-    recipe: Recipe, device: torch.device, steps: int, recorder: GraphRecorder | None = None
+    recipe: Recipe, device: torch.device, steps: int, recorder: Callable[[], GraphRecorder] | None = None
 ) -> Trainer:
     """Return a trainer at its first step, the same each time."""
     torch.manual_seed(recipe.seed)
@@ -53,7 +53,9 @@ def bits(trained: Trainer) -> str:
     return digest.hexdigest()
 
 
-def whole(recipe: Recipe, device: torch.device, steps: int, recorder: GraphRecorder | None = None) -> str:
+def whole(
+    recipe: Recipe, device: torch.device, steps: int, recorder: Callable[[], GraphRecorder] | None = None
+) -> str:
     """Train an epoch; return its bits."""
     trained = trainer(recipe, device, steps, recorder)
     trained.train_epoch()
@@ -153,7 +155,7 @@ def main() -> None:
         found = {"once": whole(recipe, device, options.steps), "again": whole(recipe, device, options.steps)}
         found["resumed"] = resumed(recipe, device, options.steps)
         if device.type == "cuda":
-            found["graph"] = whole(recipe, device, options.steps, CudaRecorder())
+            found["graph"] = whole(recipe, device, options.steps, CudaRecorder)
             found["without_reads"] = without_reads(recipe, device, options.steps)
         same = len(set(found.values())) == 1
         result[precision] = {

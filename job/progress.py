@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from job import STARTED, events
+from job.phases import Phase
 from job.text import duration, percent
 
 if TYPE_CHECKING:
@@ -31,26 +32,34 @@ SPARKS = "▁▂▃▄▅▆▇█"
 class Workload:
     """What there is to do. `schedule` of (epoch, step), both from 0, is pure: the learning rate, momentum."""
 
-    cycles: Sequence[int]  # epochs of each
+    phases: Sequence[Phase]
     steps_per_epoch: int
     batch_size: int
     schedule: Callable[[int, int], tuple[float, float]]
 
     @property
     def epochs(self) -> int:
-        """Epochs of all cycles together."""
-        return sum(self.cycles)
+        """Epochs of all phases together."""
+        return self.phases[-1].end
 
     @property
     def steps(self) -> int:
         """Steps of all epochs together."""
         return self.epochs * self.steps_per_epoch
 
-    def cycle_of(self, epoch: int) -> tuple[int, int]:
-        """Return the cycle and the epoch in it, both from 0, of an epoch from 0."""
-        begins = [0, *accumulate(self.cycles)]
-        cycle = next(cycle for cycle in range(len(self.cycles)) if epoch < begins[cycle + 1])
-        return cycle, epoch - begins[cycle]
+    def part_of(self, epoch: int) -> tuple[str, int, int] | None:
+        """Return the part that an epoch, from 0, lies in: its name, the epoch in it, from 0, and its epochs.
+
+        Of several phases that is one, of one phase of several cycles a cycle; of one cycle there is none.
+        """
+        phase = next(phase for phase in self.phases if epoch < phase.end)
+        epoch -= phase.first
+        if len(self.phases) > 1:
+            return f"{phase.name} {epoch + 1} of {phase.epochs}", epoch, phase.epochs
+        begins = [0, *accumulate(cycle.epochs for cycle in phase.cycles)]
+        cycle = next(cycle for cycle in range(len(phase.cycles)) if epoch < begins[cycle + 1])
+        name = f"cycle {cycle + 1} of {len(phase.cycles)}"
+        return (name, epoch - begins[cycle], phase.cycles[cycle].epochs) if len(phase.cycles) > 1 else None
 
 
 class Startup:
@@ -135,7 +144,7 @@ class Progress:
         workload = self.workload
         done = min(self.done, workload.steps - 1)  # the last epoch is shown until the end
         epoch, step = divmod(done, workload.steps_per_epoch)
-        cycle, epoch_in_cycle = workload.cycle_of(epoch)
+        part = workload.part_of(epoch)
         rows = [
             (
                 f"epoch {epoch + 1} of {workload.epochs}",
@@ -145,9 +154,8 @@ class Progress:
             ),
             ("total", self.done, workload.steps, "step"),
         ]
-        if len(workload.cycles) > 1:
-            label = f"cycle {cycle + 1} of {len(workload.cycles)}"
-            rows.insert(0, (label, epoch_in_cycle, workload.cycles[cycle], "epoch"))
+        if part:
+            rows.insert(0, (*part, "epoch"))
         table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(no_wrap=True)
         table.add_column(ratio=1)

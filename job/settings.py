@@ -5,13 +5,17 @@ Each field states its default, its bounds and its help once; the command line's 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from job.errors import UsageError
+from job.phases import DENSE, PRUNE, QUANTISE, STATISTICS, Phase, format_cycles, in_order
+from job.phases import Cycle as Cycle
+from job.phases import parse_cycles as parse_cycles
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """Arithmetic of the training step; `auto` is resolved once, when the run is created."""
@@ -23,7 +27,7 @@ class Setting:
 
     help: str
     minimum: int | None = None
-    maximum: int | None = None
+    maximum: Any = None  # a number of the field's type
     choices: tuple[str, ...] = ()
     unit: str = ""
     metavar: str | None = None
@@ -59,46 +63,13 @@ def setting_of(owner: Any, name: str) -> tuple[Setting, Any]:
 
 
 @dataclass(frozen=True)
-class Cycle:
-    """One one-cycle period: `epochs` epochs that peak at the learning rate `lr_max`."""
-
-    epochs: int
-    lr_max: float
-
-    def __str__(self) -> str:
-        """Return the form the command line takes, `200@0.005`, exactly.
-
-        The short form wherever it is exact, since fingerprints of existing runs were made of it.
-        """
-        short = f"{self.lr_max:g}"
-        return f"{self.epochs}@{short if float(short) == self.lr_max else repr(self.lr_max)}"
-
-
-def parse_cycles(text: str) -> tuple[Cycle, ...]:
-    """Read `EPOCHS@LR,...`; raise UsageError naming the part that does not parse."""
-    cycles = []
-    for part in text.split(","):
-        epochs, at, lr_max = part.strip().partition("@")
-        try:
-            cycle = Cycle(int(epochs), float(lr_max))
-        except ValueError:
-            at = ""
-            cycle = Cycle(0, 0.0)
-        if not at or cycle.epochs < 1 or not 0 < cycle.lr_max < float("inf"):
-            raise UsageError(
-                f"--cycles: {part.strip()!r} is not EPOCHS@LEARNING_RATE",
-                "Write for example --cycles 200@5e-3,200@5e-4",
-            )
-        cycles.append(cycle)
-    return tuple(cycles)
-
-
-@dataclass(frozen=True)
 class Recipe:
     """Everything that changes the bits of the result. Defaults: the 2019 entry (see README).
 
-    `data_sha256` is the archive's; it and `precision` are filled in when the run is created. A field that is
-    added has a `before`, so that the runs that are there keep their recipe and their fingerprint.
+    `data_sha256` is the archive's; it, `precision` and with a `target_score` the `sparsity` are filled in
+    when the run is created. `from_sha256` is of the weights that it starts with, and `teacher_sha256` of
+    those of a teacher that is not the run's own. A field that is added has a `before`, so that the runs that
+    are there keep their recipe and their fingerprint.
     """
 
     depth: int = setting(22, "Convolutions on the longest path, 6n + 4.", minimum=10)
@@ -109,6 +80,55 @@ class Recipe:
         (Cycle(200, 5e-3), Cycle(200, 5e-4), Cycle(200, 5e-4)),
         "One-cycle periods with their peak learning rates.",
         metavar="EPOCHS@LR,...",
+    )
+    prune_cycles: tuple[Cycle, ...] = setting(
+        (),
+        "Periods after those, in which weights of the convolutions become zeros.",
+        before="none",
+        metavar="EPOCHS@LR,...",
+    )
+    sparsity: float = setting(
+        0.75,
+        "Share of zeros that pruning ends with in each convolution but the first.",
+        before=0.75,
+        minimum=0,
+        maximum=0.99,
+    )
+    target_score: float = setting(
+        0.0, "Official score that --sparsity is chosen for; 0: as it is given.", before=0.0, minimum=0
+    )
+    quantise_cycles: tuple[Cycle, ...] = setting(
+        (),
+        "Periods after those, in which the network learns to compute with few bits.",
+        before="none",
+        metavar="EPOCHS@LR,...",
+    )
+    weight_bits: int = setting(
+        4,
+        "Bits of a convolution's quantised weights; 8 in the first and last layer.",
+        4,
+        minimum=1,
+        maximum=8,
+    )
+    activation_bits: int = setting(
+        4,
+        "Bits of what a quantised convolution reads; 8 in the first and last layer.",
+        before=4,
+        minimum=1,
+        maximum=8,
+    )
+    distillation: float = setting(
+        0.5,
+        "Share of the teacher's answers in what pruning and quantising train for; 0: no teacher.",
+        before=0.5,
+        minimum=0,
+        maximum=1,
+    )
+    statistics_epochs: int = setting(
+        1,
+        "Epochs after pruning or quantising that only average the batch norms' statistics, without mixup.",
+        before=1,
+        minimum=0,
     )
     batch_size: int = setting(
         256, "Images in a step; the last partial batch of an epoch is dropped.", minimum=1
@@ -137,6 +157,8 @@ class Recipe:
     )
     deterministic: bool = setting(True, "Use only algorithms that give the same bits each time.")
     data_sha256: str = ""
+    from_sha256: str = field(default="", metadata={BEFORE: ""})
+    teacher_sha256: str = field(default="", metadata={BEFORE: ""})
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value that a field does not take."""
@@ -147,15 +169,50 @@ class Recipe:
             raise UsageError(
                 f"--depth: {self.depth} is not 6n + 4", "Give 10, 16, 22, 28 or another such depth"
             )
+        if not self.phases:
+            raise UsageError("--cycles: there is no epoch to train", "Write for example --cycles 200@5e-3")
+        if self.target_score and not self.prune_cycles:
+            raise UsageError(
+                "--target-score is reached by pruning, and this recipe does not prune",
+                "Give --prune-cycles, or --recipe compact",
+            )
+
+    @functools.cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The parts of the training, in their order."""
+        compressing = self.prune_cycles or self.quantise_cycles
+        statistics = (Cycle(self.statistics_epochs, 0.0),) if compressing and self.statistics_epochs else ()
+        parts = {
+            DENSE: self.cycles,
+            PRUNE: self.prune_cycles,
+            QUANTISE: self.quantise_cycles,
+            STATISTICS: statistics,
+        }
+        return in_order(parts)
+
+    @property
+    def compresses(self) -> bool:
+        """Return whether it prunes or quantises."""
+        return bool(self.prune_cycles or self.quantise_cycles)
+
+    def phase_at(self, epoch: int) -> Phase:
+        """Return the phase of an epoch, from 0; past the end the last one."""
+        return next((phase for phase in self.phases if epoch < phase.end), self.phases[-1])
+
+    @property
+    def all_cycles(self) -> tuple[Cycle, ...]:
+        """The periods of all phases."""
+        return tuple(cycle for phase in self.phases for cycle in phase.cycles)
 
     @property
     def epochs(self) -> int:
-        """Epochs of all cycles together."""
-        return sum(cycle.epochs for cycle in self.cycles)
+        """Epochs of all phases together."""
+        return self.phases[-1].end
 
     def evaluates(self, epoch: int) -> bool:
         """Return whether the network is evaluated on the test set after `epoch`, from 1."""
-        return epoch % self.evaluate_every == 0 or epoch > self.epochs - max(10, self.epochs // 10)
+        regular = epoch % self.evaluate_every == 0 or epoch > self.epochs - max(10, self.epochs // 10)
+        return regular or any(epoch == phase.end for phase in self.phases)
 
     @property
     def fingerprint(self) -> str:
@@ -175,7 +232,8 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {**asdict(self), "cycles": ",".join(str(cycle) for cycle in self.cycles)}
+        cycles = ("cycles", "prune_cycles", "quantise_cycles")
+        return {**asdict(self), **{name: format_cycles(getattr(self, name)) for name in cycles}}
 
     def differences(self, other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Return {field: (the other's value, this one's)} where `other`, from `to_json`, differs.
@@ -192,6 +250,14 @@ class Recipe:
 
 DEMO = Recipe(width=1, cycles=(Cycle(6, 2e-2),), batch_size=64)
 """The recipe of `--demo`: minutes on two processor cores (figures in the README)."""
+
+RECIPES = {
+    "entry": Recipe(),
+    "compact": Recipe(prune_cycles=(Cycle(200, 1e-3),), quantise_cycles=(Cycle(150, 5e-4),)),
+    "demo": DEMO,
+    "demo-compact": replace(DEMO, prune_cycles=(Cycle(2, 5e-3),), quantise_cycles=(Cycle(2, 2e-3),)),
+}
+"""The recipes that have a name."""
 
 DEMO_CHECKPOINT_SECONDS = 5.0
 """Between the checkpoints of a demo, so that one which is killed on trial has something to resume from."""
@@ -217,6 +283,20 @@ class DataSettings:
     store_cache: str | None = setting(
         None,
         "Store that keeps the archive for other runs. Default: data next to a run in a bucket; or none.",
+        metavar="URI",
+    )
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Finished runs, or their .safetensors files, that a recipe builds on; their SHA-256 is part of it."""
+
+    start: str | None = setting(
+        None, "Run whose weights are pruned and quantised, in place of dense --cycles.", metavar="URI"
+    )
+    teacher: str | None = setting(
+        None,
+        "Run whose answers pruning and quantising learn from. Default: the dense network.",
         metavar="URI",
     )
 
@@ -276,3 +356,4 @@ class Placement:
     data: DataSettings = DataSettings()
     device: DeviceSettings = DeviceSettings()
     attempt: AttemptSettings = AttemptSettings()
+    origins: Origins = Origins()

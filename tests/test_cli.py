@@ -151,6 +151,10 @@ def test_a_page_goes_into_its_run_or_into_the_folder_of_several(tmp_path: Path) 
         assert ("seed 98" in text) == (len(words) != 1 or words[0] != runs / "a"), words
         page.unlink()
         assert not list(here.iterdir())
+    for _ in range(2):  # the page of several, or a note next to them, makes no run of their folder
+        (runs / "README.md").write_text("my runs")
+        done = report(runs)
+        assert (done.returncode, done.stdout.strip()) == (0, str(runs / "report.html")), done.stderr
     done = report(runs / "a", tmp_path / "else" / "b")
     assert done.returncode in (2, 65)
     assert_one_clear_line(report(here), 65, str(here), "no run")

@@ -20,7 +20,7 @@ from job.run import claims, layout
 from job.run.records import Claim, Worker
 from job.score import report as reports
 from job.store import Store, open_store
-from job.view import page
+from job.view import card, page
 from tests.archives import contents, write_archive, write_tar
 from tests.forked import micronet as process
 from tests.forked import started
@@ -280,15 +280,18 @@ def test_an_archive_whose_path_is_not_utf8_comes_to_the_report(archive: Path, tm
     report_of(tmp_path / "run")
 
 
-def test_a_page_that_cannot_be_drawn_does_not_take_the_exit_code(
+def test_a_page_or_card_that_cannot_be_written_does_not_take_the_exit_code(
     micronet: Any, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as broken:
         broken.setattr(page, "render", lambda runs: 1 / 0)
+        broken.setattr(card, "encode", lambda run: 1 / 0)
         for _ in range(2):  # the run, and the run that is finished
             assert micronet("train", *arguments(archive, run), *SHORT) == 0
-            assert "page_failed" in capsys.readouterr().err
+            events = capsys.readouterr().err
+            assert "page_failed" in events
+            assert "card_failed" in events
     assert not (run / "report.html").exists()
     assert micronet("report", str(run), "--output", str(run / "report.html")) == 0
     report_of(run)

@@ -37,7 +37,7 @@ def test_an_error_suggests_what_was_meant(arguments: list[str], meant: str) -> N
     assert f"'{meant}'" in done.stderr
 
 
-NAMES = ("train", "data", "doctor", "status", "report", "evaluate", "score", "selftest", "bench")
+NAMES = ("train", "data", "doctor", "status", "report", "evaluate", "export", "score", "selftest", "bench")
 
 
 @pytest.mark.parametrize("command", NAMES)

@@ -8,18 +8,24 @@ from pathlib import Path
 import pytest
 
 from job import events
+from job.phases import DENSE, PRUNE, Cycle, Phase, in_order
 from job.progress import STEADY_STEPS, Progress, Startup, Workload, spark_line
 from tests.archives import write_archive
 from tests.forked import micronet
 from tests.terminals import Terminal
 
+ONE_CYCLE = [Phase(DENSE, 0, (Cycle(2, 0.1),))]
+CYCLES = [Phase(DENSE, 0, (Cycle(2, 0.1), Cycle(3, 0.1)))]
+
 # Two cycles of 2 and 3 epochs of 40 steps; epoch 3 is not evaluated.
 TRAINING = """
 import sys, time
 from job import events
+from job.phases import DENSE, Cycle, Phase
 from job.progress import Progress, Workload
 events.configure(sys.argv[1])
-progress = Progress(Workload([2, 3], 40, 256, lambda epoch, step: (10.0 ** -(1 + epoch), 0.9)), lambda: 23.0)
+phases = [Phase(DENSE, 0, (Cycle(2, 0.1), Cycle(3, 0.1)))]
+progress = Progress(Workload(phases, 40, 256, lambda epoch, step: (10.0 ** -(1 + epoch), 0.9)), lambda: 23.0)
 progress.begin_at(1, 10, [{"epoch": 1, "train_loss": 3.0, "accuracy": 0.25, "images_per_second": 800.0}])
 with progress:
     for step in range(50, 200):
@@ -107,7 +113,7 @@ def test_the_log_of_a_demo_holds_no_control_characters(tmp_path: Path) -> None:
 
 
 def test_the_time_left_does_not_hang_on_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    progress = Progress(Workload([2, 3], 40, 256, lambda epoch, step: (0.1, 0.9)), lambda: None)
+    progress = Progress(Workload(CYCLES, 40, 256, lambda epoch, step: (0.1, 0.9)), lambda: None)
     monkeypatch.setattr("job.progress.time.monotonic", lambda: now)
     now = 60.0  # the first step takes a minute
     shown = []
@@ -120,9 +126,20 @@ def test_the_time_left_does_not_hang_on_the_first_step(monkeypatch: pytest.Monke
 
 
 def test_the_place_in_the_cycles() -> None:
-    workload = Workload([2, 3], 40, 256, lambda epoch, step: (0.0, 0.0))
-    assert [workload.cycle_of(epoch) for epoch in range(5)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    workload = Workload(CYCLES, 40, 256, lambda epoch, step: (0.0, 0.0))
+    first, second = "cycle 1 of 2", "cycle 2 of 2"
+    parts = [(first, 0, 2), (first, 1, 2), (second, 0, 3), (second, 1, 3), (second, 2, 3)]
+    assert [workload.part_of(epoch) for epoch in range(5)] == parts
     assert (workload.epochs, workload.steps) == (5, 200)
+    assert Workload(ONE_CYCLE, 40, 256, workload.schedule).part_of(1) is None
+
+
+def test_the_place_in_the_phases() -> None:
+    phases = in_order({DENSE: (Cycle(2, 0.1), Cycle(1, 0.1)), PRUNE: (Cycle(3, 0.1),)})
+    workload = Workload(phases, 40, 256, lambda epoch, step: (0.0, 0.0))
+    names = [part[0] for epoch in range(6) if (part := workload.part_of(epoch))]
+    assert names == [*(f"dense {n} of 3" for n in (1, 2, 3)), *(f"prune {n} of 3" for n in (1, 2, 3))]
+    assert workload.epochs == 6
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).parents[1] / "setup.sh"
         (["test", "--fast"], None, 2, "--fast"),
         (["install", "numpy"], None, 2, "numpy"),
         (["install", "google", "kubernetes"], None, 2, "google kubernetes"),
+        (["install", "torch"], None, 2, "google, kubernetes, onnx or tensorboard"),
         (["test", "--soak", "--container"], None, 2, "--soak --container"),
         (["status", "x"], "/no/such/python3", 78, "/no/such/python3"),
         ([], "no-such-python", 78, "no-such-python"),

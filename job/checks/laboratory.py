@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import shutil
 import tempfile
@@ -30,6 +31,9 @@ TRAIN_PER_CLASS, TEST_PER_CLASS = 2, 2  # of 100 classes; 1.2 MB
 RECIPE = ("--depth", "10", "--batch-size", "16")  # 12 steps an epoch
 CHECKPOINT_EVERY = "0.1s"
 
+COMPRESSED_EPOCHS = 3
+"""Of a run's epochs the last: one prunes, one quantises, one averages statistics."""
+
 MEASURED = (
     "report.run",
     "report.lineage",
@@ -40,6 +44,7 @@ MEASURED = (
     "report.training.history",
     "report.weights.uri",
     "report.predictions.uri",
+    "report.phases[].weights.uri",
 )
 """What may differ between two equal runs: place, time and speed."""
 
@@ -101,7 +106,7 @@ def _values(result: Result) -> dict[str, Any]:
 
 def _flat(path: str, value: Any) -> dict[str, Any]:
     """Return every plain value in `value` by its path."""
-    if path in MEASURED:
+    if re.sub(r"\[\d+\]", "[]", path) in MEASURED:
         return {}
     if isinstance(value, dict):
         parts = [(f"{path}.{name}", part) for name, part in value.items()]
@@ -122,9 +127,11 @@ class Laboratory:
         self, uri: str, folder: Path, epochs: int, options: Sequence[str], preemption: Preemption
     ) -> None:
         self.uri, self.folder, self.epochs, self.preemption = uri, folder, epochs, preemption
-        half = epochs // 2
+        dense = epochs - COMPRESSED_EPOCHS  # at least 1
+        half = dense // 2
         self.options = (
-            *RECIPE, "--cycles", f"{epochs - half}@5e-3,{half}@5e-4", *options,
+            *RECIPE, "--cycles", ",".join([f"{dense - half}@5e-3", *([f"{half}@5e-4"] if half else [])]),
+            "--prune-cycles", "1@1e-3", "--quantise-cycles", "1@1e-3", *options,
             "--data", f"{uri}/{ARCHIVE}", "--checkpoint-every", CHECKPOINT_EVERY,
         )  # fmt: skip
         self.attempts = 0

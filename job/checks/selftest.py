@@ -1,8 +1,9 @@
 """Prove exact resume and fencing in the user's own store and on the user's machine.
 
-A small run is trained undisturbed. The same recipe is then trained with SIGKILLs, by two attempts at once
-that are paused, with an attempt that wakes up after another has finished the run, from a damaged checkpoint,
-and while nobody reads its log. Each must end with the first run's weights, predictions, report and history.
+A small run is trained undisturbed: dense, pruned, quantised, its statistics averaged. The same recipe is
+then trained with SIGKILLs, by two attempts at once that are paused, with an attempt that wakes up after
+another has finished the run, from a damaged checkpoint, and while nobody reads its log. Each must end with
+the first run's weights, predictions, report and history.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from job.errors import ConfigurationError, UsageError
+from job.phases import format_cycles
 from job.text import has_credentials, redact
 
 CACHE = "/data"
@@ -50,6 +51,9 @@ def training(
     *,
     data: Sequence[str] = (),
     demo: bool = False,
+    named: str | None = None,
+    start: str | None = None,
+    teacher: str | None = None,
     device: str = "auto",
     seeds: int | None = None,
     grace_seconds: int | None = None,
@@ -57,7 +61,7 @@ def training(
     variables: Mapping[str, str] | None = None,
     image: str | None = None,
 ) -> Submission:
-    """Return the submission that trains at `run`, with the fields of `recipe` instead of the defaults.
+    """Return the submission that trains at `run`, with the fields of `recipe` in place of the named one's.
 
     A grace or a timeout of None is left to the scheduler's job definition. Raises UsageError for a run
     outside a bucket, an image without digest, and a secret in `variables` or `data`.
@@ -67,6 +71,8 @@ def training(
     arguments = ["train", "--run", run, "--cache", CACHE, "--device", device, *recipe_arguments(recipe)]
     arguments += [part for source in data for part in ("--data", source)]
     arguments += ["--demo"] if demo else []
+    for option, value in (("--recipe", named), ("--from", start), ("--teacher", teacher)):
+        arguments += [option, value] if value else []
     arguments += [] if grace_seconds is None else ["--grace", str(grace_seconds)]
     environment = {"MICRONET_LOG_FORMAT": "json"}
     environment |= {} if image is None else {"MICRONET_IMAGE": image}
@@ -115,8 +121,8 @@ def recipe_arguments(recipe: Mapping[str, Any]) -> list[str]:
         option = name.replace("_", "-")
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
-        elif name == "cycles":
-            arguments += [f"--{option}", ",".join(map(str, value))]
+        elif name.endswith("cycles"):
+            arguments += [f"--{option}", format_cycles(value)]
         else:
             arguments += [f"--{option}", str(value)]
     return arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from job import VERSION, events
-from job.commands import bench, data, doctor, evaluate, report, score, selftest, status, submit, train
+from job.commands import bench, data, doctor, evaluate, export, report, score, selftest, status, submit, train
 from job.commands.options import option
 from job.machine.preemption import Preemption
 
@@ -38,6 +38,7 @@ COMMANDS = (
     status.status,
     report.report,
     evaluate.evaluate,
+    export.export,
     score.score,
     submit.submit,
     selftest.selftest,

@@ -14,7 +14,9 @@ from job.commands.options import (
     data_option,
     demo_option,
     device_option,
+    is_demo,
     json_option,
+    recipe_option,
     recipe_options,
     setting_option,
     sources,
@@ -42,6 +44,7 @@ Examples:
 @setting_option(Placement, "run")
 @data_option
 @demo_option
+@recipe_option
 @cache_option
 @store_cache_option
 @device_option
@@ -54,6 +57,7 @@ def doctor(
     run: str | None,
     data: tuple[str, ...],
     demo: bool,
+    named: str | None,
     cache: str,
     store_cache: str | None,
     device: str,
@@ -69,7 +73,8 @@ def doctor(
     from job.data.archive import place
     from job.preflight.doctor import examine, exit_code
 
-    recipe = chosen_recipe(context, demo, values)
+    demo = is_demo(demo, named, data)
+    recipe = chosen_recipe(context, demo, named, values)
     placement = Placement(
         run,
         DataSettings(sources(data, demo), cache),

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 import click
 
 from job import settings
-from job.settings import AttemptSettings, DataSettings, DeviceSettings, Placement, Recipe
+from job.errors import UsageError
+from job.phases import format_cycles, parse_cycles
+from job.settings import AttemptSettings, DataSettings, DeviceSettings, Origins, Placement, Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Settings = type[Recipe | Placement | DataSettings | DeviceSettings | AttemptSettings]
+Settings = type[Recipe | Placement | DataSettings | Origins | DeviceSettings | AttemptSettings]
 
 
 def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
@@ -55,7 +57,8 @@ class Cycles(click.ParamType[tuple[settings.Cycle, ...]]):
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> tuple[settings.Cycle, ...]:
         """Return the cycles; raise UsageError for what is not a list of them."""
-        return settings.parse_cycles(value)
+        option = parameter.opts[0].lstrip("-") if parameter else self.name
+        return parse_cycles(value, option)
 
 
 SECONDS = Seconds()
@@ -75,11 +78,17 @@ class Device(click.ParamType[str]):
         return text
 
 
-def setting_option(owner: Settings, name: str, **changes: Any) -> Callable[[Command], Command]:
-    """Return the option of a field of the settings; `changes` are click's attributes for this command."""
+def setting_option(
+    owner: Settings, name: str, *, flag: str | None = None, **changes: Any
+) -> Callable[[Command], Command]:
+    """Return the option of a field of the settings; `changes` are click's attributes for this command.
+
+    Without a `flag` its name is the field's.
+    """
     setting, default = settings.setting_of(owner, name)
     attributes: dict[str, Any] = {"help": setting.help, "metavar": setting.metavar, "default": default}
-    flag = f"--{name.replace('_', '-')}"
+    declarations = (name,) if flag else ()
+    flag = flag or f"--{name.replace('_', '-')}"
     if isinstance(default, bool):
         flag += f"/--no-{flag[2:]}" if owner is Recipe else ""
         attributes |= {"is_flag": True}
@@ -88,14 +97,15 @@ def setting_option(owner: Settings, name: str, **changes: Any) -> Callable[[Comm
     elif setting.unit == "s":
         kind = SECONDS_OR_NEVER if setting.minimum == 0 else SECONDS
         attributes |= {"type": kind, "default": f"{default:g} s", "metavar": "TIME"}
-    elif name == "cycles":
-        attributes |= {"type": Cycles(), "default": ",".join(map(str, default))}
-    elif isinstance(default, int | float):
-        bounds = (setting.minimum, setting.maximum)
-        attributes |= {"type": click.IntRange(*bounds) if type(default) is int else click.FloatRange(*bounds)}
+    elif name.endswith("cycles"):
+        attributes |= {"type": Cycles(), "default": format_cycles(default)}
+    elif type(default) is int:
+        attributes |= {"type": click.IntRange(setting.minimum, setting.maximum)}
+    elif isinstance(default, float):
+        attributes |= {"type": click.FloatRange(setting.minimum, setting.maximum)}
     elif isinstance(default, tuple):
         attributes |= {"multiple": True}
-    return option(flag, **(attributes | changes))
+    return option(flag, *declarations, **(attributes | changes))
 
 
 def recipe_options(command: Command) -> Command:
@@ -131,13 +141,38 @@ graph_option = setting_option(DeviceSettings, "graph")
 demo_option = option(
     "--demo", is_flag=True, help="Use a generated data set and a recipe that takes minutes on a processor."
 )
+recipe_option = option(
+    "--recipe",
+    "named",
+    type=click.Choice(tuple(settings.RECIPES)),
+    help="Recipe whose fields the other options change: the 2019 entry's; the same, then pruned and "
+    "quantised; both in small, on generated data unless --data is given. Default: entry, with --demo demo.",
+)
+start_option = setting_option(Origins, "start", flag="--from")
+teacher_option = setting_option(Origins, "teacher")
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def chosen_recipe(context: click.Context, demo: bool, values: dict[str, Any]) -> Recipe:
-    """Return the default recipe, or the demo's, with the options that were given, in the environment too."""
+def chosen_recipe(
+    context: click.Context, demo: bool, named: str | None, values: dict[str, Any], start: str | None = None
+) -> Recipe:
+    """Return the named recipe with the options that were given, in the environment too.
+
+    One that starts with a run's weights has no dense cycles. Raises UsageError where they are given.
+    """
     given = {name: value for name, value in values.items() if not is_default(context, name)}
-    return replace(settings.DEMO if demo else Recipe(), **given)
+    if start:
+        if given.get("cycles"):
+            raise UsageError("--from starts where --cycles have ended", "Leave --cycles out")
+        given["cycles"] = ()
+    if not start and given.get("cycles") == ():
+        raise UsageError("--cycles none trains no network first", "Name a finished run with --from")
+    return replace(settings.RECIPES[named or ("demo" if demo else "entry")], **given)
+
+
+def is_demo(demo: bool, named: str | None, data: tuple[str, ...]) -> bool:
+    """Return whether the generated data is meant, by --demo or by the recipe's name."""
+    return demo or bool(named and named.startswith("demo") and not data)
 
 
 def chosen_device(device: str, gpu_required: bool) -> str:

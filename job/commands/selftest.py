@@ -44,8 +44,9 @@ def selftest(
 ) -> None:
     """Prove exact resume and fencing in your own store. Interrupted runs must end with identical bits.
 
-    Small runs are trained undisturbed, killed, paused while another attempt owns the run, resumed from a
-    damaged checkpoint, and without a reader of their log. A proof that fails ends with 1 and is named.
+    Small runs, which also prune and quantise, are trained undisturbed, killed, paused while another attempt
+    owns the run, resumed from a damaged checkpoint, and without a reader of their log. A proof that fails
+    ends with 1 and is named.
     """
     import secrets
 

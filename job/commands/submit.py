@@ -16,9 +16,12 @@ from job.commands.options import (
     demo_option,
     device_option,
     option,
+    recipe_option,
     recipe_options,
     setting_option,
     sources,
+    start_option,
+    teacher_option,
 )
 from job.settings import AttemptSettings, Placement
 
@@ -87,6 +90,9 @@ def task_options(own_bounds: bool) -> Callable[[Command], Command]:
         option("--dry-run", is_flag=True, help="Print the job's document and submit nothing."),
         data_option,
         demo_option,
+        recipe_option,
+        start_option,
+        teacher_option,
         device_option,
         recipe_options,
     ]
@@ -204,13 +210,16 @@ def _submission(
     env: tuple[tuple[str, str], ...],
     data: tuple[str, ...],
     demo: bool,
+    named: str | None,
+    start: str | None,
+    teacher: str | None,
     device: str,
     **recipe: Any,
 ) -> Submission:
     from job.cloud.submission import training
 
     sources(data, demo)
-    chosen = chosen_recipe(context, demo, recipe)
+    chosen = chosen_recipe(context, demo, named, recipe, start)
     default = click.core.ParameterSource.DEFAULT
     given = [name for name in recipe if context.get_parameter_source(name) is not default]
     if array:
@@ -220,6 +229,9 @@ def _submission(
         {name: getattr(chosen, name) for name in given},
         data=data,
         demo=demo,
+        named=named,
+        start=start,
+        teacher=teacher,
         device=device,
         seeds=array,
         grace_seconds=_whole(grace),

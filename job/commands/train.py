@@ -20,21 +20,26 @@ from job.commands.options import (
     device_option,
     graph_option,
     is_default,
+    is_demo,
+    recipe_option,
     recipe_options,
     setting_option,
     sources,
+    start_option,
     store_cache_option,
+    teacher_option,
 )
 from job.machine.preemption import Preemption
 from job.machine.process import OutputError, require_threads
 from job.run import layout
-from job.settings import AttemptSettings, DataSettings, DeviceSettings, Placement
+from job.settings import AttemptSettings, DataSettings, DeviceSettings, Origins, Placement
 
 EXAMPLES = """\b
 Examples:
   micronet train --demo
   micronet train --run s3://bucket/runs/first
   micronet train --run runs/short --cycles 30@5e-3 --seed 1
+  micronet train --run runs/small --recipe compact --from runs/first
 """
 
 
@@ -42,6 +47,9 @@ Examples:
 @setting_option(Placement, "run")
 @data_option
 @demo_option
+@recipe_option
+@start_option
+@teacher_option
 @cache_option
 @store_cache_option
 @device_option
@@ -60,6 +68,9 @@ def train(
     run: str | None,
     data: tuple[str, ...],
     demo: bool,
+    named: str | None,
+    start: str | None,
+    teacher: str | None,
     cache: str,
     store_cache: str | None,
     device: str,
@@ -73,7 +84,8 @@ def train(
     **values: Any,
 ) -> None:
     """Fetch the data, train, evaluate and write the score report. A run that was interrupted is resumed."""
-    recipe = chosen_recipe(context, demo, values)
+    demo = is_demo(demo, named, data)
+    recipe = chosen_recipe(context, demo, named, values, start)
     seed, run = array_member(os.environ, recipe.seed, run)
     recipe = replace(recipe, seed=seed)
     if demo and is_default(context, "checkpoint_every"):
@@ -83,6 +95,7 @@ def train(
         DataSettings(sources(data, demo), cache, store_cache),
         DeviceSettings(chosen_device(device, gpu_required=not demo), graph, step_timeout),
         AttemptSettings(checkpoint_every, storage_budget, grace, exact, accept_drift),
+        Origins(start, teacher),
     )
     preemption: Preemption = context.obj
     preemption.grace_seconds = grace
@@ -101,11 +114,13 @@ def train(
 
 
 def _print(report: dict[str, Any]) -> None:
-    accuracy, score = report["accuracy"], report["score"]["leaderboard"]["score"]
+    accuracy = report["accuracy"]
+    rules, note = ("official", "the official rules") if "phases" in report else ("leaderboard", "as listed")
+    score = report["score"][rules]["score"]
     click.echo(
         f"accuracy  {accuracy['final']:.4f}  ({accuracy['correct']} of {accuracy['total']} test images)"
     )
-    click.echo(f"score     {score:.5f}  (MicroNet Challenge, as listed)")
+    click.echo(f"score     {score:.5f}  (MicroNet Challenge, {note})")
     uri = events.printable(report["run"]["uri"])
     click.echo(f"report    {uri}/{layout.REPORT}")
     click.echo(f"page      {uri}/{layout.PAGE}")

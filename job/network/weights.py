@@ -15,9 +15,13 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from job.errors import DataError
+from job.network import compressed, packed
 from job.network.wide_resnet import wide_resnet
 
 FORMAT = "micronet.weights/1"
+PACKED = "micronet.packed/1"
+"""The format of a quantised network: see packed.py."""
+
 MAX_SIZE = 1000  # of depth and width, so that a forged file cannot ask for an endless network
 
 
@@ -38,8 +42,20 @@ class NetworkInfo:
         """Return the network with fresh weights."""
         return wide_resnet(self.depth, self.width, len(self.classes))
 
+    def build_compressed(self) -> nn.Sequential:
+        """Return the network with the same fresh weights, in layers that can be pruned and quantised."""
+        return compressed.build(self.depth, self.width, len(self.classes))
 
-_INFO = TypeAdapter(NetworkInfo)
+
+@dataclass(frozen=True)
+class PackedInfo(NetworkInfo):
+    """What is needed, besides the tensors, to use a quantised network."""
+
+    weight_bits: Annotated[int, Field(ge=1, le=8)]
+    activation_bits: Annotated[int, Field(ge=1, le=8)]
+
+
+_INFO, _PACKED_INFO = TypeAdapter(NetworkInfo), TypeAdapter(PackedInfo)
 
 
 def locate(uri: str, of_run: str) -> tuple[str, str]:
@@ -51,10 +67,24 @@ def locate(uri: str, of_run: str) -> tuple[str, str]:
 
 
 def save(network: nn.Module, info: NetworkInfo) -> bytes:
-    """Return the state dict and `info` as one safetensors file; equal weights give equal bytes."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    """Return the weights and `info` as one safetensors file; equal weights give equal bytes.
+
+    Those of a network that is pruned alone are a plain one's, zeros included; a quantised one's are packed.
+    """
+    bits = next(
+        (layer.bits for name, layer in compressed.layers(network) if compressed.is_prunable(name)), None
+    )
     # One entry, since safetensors writes several in an order that changes from call to call.
+    if bits is not None:
+        packed_info = {**asdict(info), "weight_bits": bits.weight, "activation_bits": bits.activation}
+        return save_tensors(packed.pack(network), metadata={PACKED: json.dumps(packed_info)})
+    plain = (name for name in network.state_dict() if name.rpartition(".")[2] not in COMPRESSION)
+    tensors = {name: network.state_dict()[name].detach().cpu().contiguous() for name in plain}
     return save_tensors(tensors, metadata={FORMAT: json.dumps(asdict(info))})
+
+
+COMPRESSION = ("mask", *packed.STEPS)
+"""The last names of the tensors that a compressed network has besides those of a plain one."""
 
 
 def load(data: bytes) -> tuple[nn.Sequential, NetworkInfo]:
@@ -68,7 +98,11 @@ def load(data: bytes) -> tuple[nn.Sequential, NetworkInfo]:
         tensors = load_tensors(data)
         info = _info(data)
         with torch.device("meta"):
-            network = info.build()
+            network = info.build_compressed() if isinstance(info, PackedInfo) else info.build()
+        if isinstance(info, PackedInfo):
+            compressed.quantise(network, info.weight_bits, info.activation_bits)
+            packed.unpack(network, tensors)
+            return network, info
         for name, expected in network.state_dict().items():
             if tensors[name].dtype != expected.dtype:
                 raise ValueError(f"{name} is of {tensors[name].dtype} and not of {expected.dtype}")
@@ -86,7 +120,9 @@ def load(data: bytes) -> tuple[nn.Sequential, NetworkInfo]:
 def _info(data: bytes) -> NetworkInfo:
     """Read the header, which `safetensors` checks but does not return for bytes in memory."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    info = _INFO.validate_json(header["__metadata__"][FORMAT])
+    metadata = header["__metadata__"]
+    packed_info = metadata.get(PACKED)
+    info = _PACKED_INFO.validate_json(packed_info) if packed_info else _INFO.validate_json(metadata[FORMAT])
     if not all(math.isfinite(value) for value in (*info.mean, *info.std)) or min(info.std) <= 0:
         raise ValueError("the normalisation is not finite")
     return info

@@ -195,9 +195,11 @@ def data_bytes(sources: Sequence[str], cache: Path) -> int:
 def run_bytes(recipe: Recipe) -> int:
     """Return the bytes that a run's folder grows to, for 100 classes.
 
-    They are the checkpoints that are kept, one more, the final weights and their published copy.
+    They are the checkpoints that are kept, one more, the final weights and their published copy, and the
+    weights of earlier phases. A mask of zeros has a byte a parameter.
     """
-    return parameters(recipe) * ((KEPT + 1) * STATE_BYTES + 2 * WEIGHTS_BYTES)
+    state = STATE_BYTES + recipe.compresses
+    return parameters(recipe) * ((KEPT + 1) * state + (1 + len(recipe.phases)) * WEIGHTS_BYTES)
 
 
 def parameters(recipe: Recipe) -> int:

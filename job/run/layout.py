@@ -6,6 +6,7 @@
     manifests/<generation>-<number>.json          immutable: names the objects of one checkpoint
     HEAD.json                                     the owner and its newest manifest; moved by compare-and-swap
     heartbeats/<generation>.json                  where an attempt is
+    phases/<name>-<sha256>.safetensors            immutable: the weights after a phase, named by the history
     report.json, history.jsonl, ...               copies of the outputs, for people
 
 A checkpoint's objects are the training state or, of a finished run, its outputs.
@@ -18,6 +19,8 @@ import re
 HEAD = "HEAD.json"
 CLAIMS, MANIFESTS, OBJECTS, HEARTBEATS = "claims", "manifests", "objects", "heartbeats"
 
+PHASES = "phases"
+
 RECIPE = "recipe.json"
 HISTORY = "history.jsonl"
 WEIGHTS = "weights.safetensors"
@@ -25,6 +28,8 @@ PREDICTIONS = "predictions.npz"
 SAMPLES = "samples.png"
 REPORT = "report.json"
 PAGE = "report.html"
+CARD = "README.md"
+ONNX = "model.onnx"
 
 STATE = "state.pt"
 """The training state's name among a checkpoint's objects."""
@@ -53,6 +58,11 @@ def manifest(generation: int, number: int) -> str:
 def stored(generation: int, owner: str, sha256: str) -> str:
     """Return where an attempt keeps an object."""
     return f"{OBJECTS}/{generation}-{owner}/{sha256}"
+
+
+def phase_weights(phase: str, sha256: str) -> str:
+    """Return where the weights after a phase of the recipe are."""
+    return f"{PHASES}/{phase}-{sha256}.safetensors"
 
 
 def heartbeat(generation: int) -> str:

@@ -136,10 +136,10 @@ class History:
     def __init__(self, epochs: Sequence[Epoch] = ()) -> None:
         self.records = list(epochs)
 
-    def add(self, figures: Mapping[str, float], attempt: int) -> Epoch:
+    def add(self, figures: Mapping[str, float | str], attempt: int) -> Epoch:
         """Append the next epoch's record; raise ConfigurationError when its loss is not finite."""
         last = len(self.records)
-        losses = {name: figures[name] for name in ("train_loss", "test_loss") if name in figures}
+        losses = {name: float(figures[name]) for name in ("train_loss", "test_loss") if name in figures}
         if not all(map(math.isfinite, losses.values())):
             raise ConfigurationError(
                 f"the loss of epoch {last + 1} is not finite "

@@ -211,7 +211,11 @@ class Beat(Document):
 
     SCHEMA: ClassVar[str] = "micronet.heartbeat/1"
 
-    phase: Annotated[str, Field(pattern="^[a-z]{1,20}$")]
+    phase: Annotated[
+        str, Field(pattern="^[a-z]{1,20}$")
+    ]  # finished, training, or the recipe's if it has several
+    phase_epoch: Number | None = None  # of that phase, from 1
+    phase_epochs: Number | None = None
     epoch: Number  # being trained, from 1
     epochs: Number
     step: Count  # done in that epoch
@@ -228,7 +232,7 @@ class Epoch(Record):
 
     Always: the mean loss of its steps, learning rate and momentum of the last step, the speed of its
     training part and the attempt that ended it. Where the epoch was evaluated: loss and accuracy on the test
-    set and, with a hold-out, the accuracy on that.
+    set and, with a hold-out, the accuracy on that. Where a phase but the last ended: its weights' SHA-256.
     """
 
     epoch: Number  # from 1
@@ -240,10 +244,15 @@ class Epoch(Record):
     test_loss: Quantity | None = None
     accuracy: Share | None = None
     holdout_accuracy: Share | None = None
+    weights: Sha256 | None = None
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float | str]:
         """Return the values that there are."""
         return self.model_dump(exclude_none=True)
+
+    def figures(self) -> dict[str, float]:
+        """Return the numbers that there are."""
+        return self.model_dump(exclude_none=True, exclude={"weights"})
 
 
 class Identity(Record):

@@ -35,7 +35,7 @@ def _plain(tensor: Tensor) -> Tensor:
     """Refuse a tensor that is larger than its storage, or of a kind that the training has not."""
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise ValueError("no plain tensor")
-    if tensor.dtype not in (torch.float32, torch.int64):
+    if tensor.dtype not in (torch.float32, torch.int64, torch.bool):
         raise ValueError(f"a tensor of {tensor.dtype}")
     if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
         raise ValueError("a tensor larger than its storage")
@@ -59,7 +59,7 @@ class TrainingState(Record):
     epoch: Count  # from 0; the epoch and step that training continues with
     step: Count
     steps_per_epoch: Number
-    network: dict[str, PlainTensor]  # parameters and batch-norm buffers
+    network: dict[str, PlainTensor]  # parameters and buffers: of batch norms, and masks of zeros
     optimizer: list[dict[str, PlainTensor]]  # for each parameter in order; empty before the first step
     scaler: Annotated[dict[str, int | float], AfterValidator(_scaler)]  # of fp16's loss; else empty
     loss_total: PlainTensor  # of the epoch's steps so far, scalar float32

@@ -130,8 +130,13 @@ class Checkpointing:
         history, trainer = self.history.records, self.trainer
         accuracies = [record.accuracy for record in history if record.accuracy is not None]
         safe = self.saver.durable.taken if self.saver.durable else self.began
+        phase = trainer.recipe.phase_at(trainer.place.epoch - 1)
+        several = len(trainer.recipe.phases) > 1
+        name = phase.name if several else "training"
         return Beat(
-            phase="finished" if self.attempt.finished else "training",
+            phase="finished" if self.attempt.finished else name,
+            phase_epoch=trainer.place.epoch - phase.first if several else None,
+            phase_epochs=phase.epochs if several else None,
             **trainer.place._asdict(),
             epochs=trainer.recipe.epochs,
             steps_per_epoch=len(trainer.batches),

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job.data.archive import CIFAR100, place
+from job.data.cifar import Dataset
 from job.data.dataset import prepare, recall
 from job.errors import ConfigurationError
 from job.machine import device as devices
 from job.machine import faults
 from job.network import weights
+from job.network.weights import NetworkInfo
 from job.run import documents, layout
 from job.settings import DEMO_DATA
 from job.store import Store, local_path, open_store
@@ -115,23 +117,26 @@ class Evaluator:
     ) -> None:
         self.network, self.data, self.precision, self.after_batch = network, data, precision, after_batch
 
-    def predictions(self) -> Predictions:
-        """Return the answers to the test images, in fp32."""
-        return self._predict(self.data.test, "fp32")
+    def predictions(self, network: nn.Module) -> Predictions:
+        """Return the answers of `network`, moved to the device, to the test images, in fp32."""
+        network.to(self.data.batches.device).to(memory_format=torch.channels_last)
+        return self._predict(network, self.data.test, "fp32")
 
     def figures(self) -> dict[str, float]:
         """Return {test_loss, accuracy} and, with a hold-out, its accuracy, in the training's own precision.
 
         To watch a run by: 10,000 images cost a fifteenth of an epoch's arithmetic, in fp32 a multiple.
         """
-        test = self._predict(self.data.test, self.precision)
+        test = self._predict(self.network, self.data.test, self.precision)
         figures = {"test_loss": test.loss, "accuracy": test.accuracy}
         if len(self.data.holdout):
-            figures["holdout_accuracy"] = self._predict(self.data.holdout, self.precision).accuracy
+            figures["holdout_accuracy"] = self._predict(
+                self.network, self.data.holdout, self.precision
+            ).accuracy
         return figures
 
-    def _predict(self, images: Images, precision: str) -> Predictions:
-        return predict(self.network, images, self.data.normalise, precision, self.after_batch)
+    def _predict(self, network: nn.Module, images: Images, precision: str) -> Predictions:
+        return predict(network, images, self.data.normalise, precision, self.after_batch)
 
 
 @dataclass(frozen=True)
@@ -147,29 +152,37 @@ class Assessment:
 def assess(uri: str, sources: tuple[str, ...], cache: str, requested_device: str) -> Assessment:
     """Return the accuracy of saved weights on the test set of the data that they were trained on.
 
-    `uri` is a run or a .safetensors file in one. Without `sources` the data is what the run's report names.
-    Raises ConfigurationError when the data is another's, or cannot be found out.
+    `uri` is a run or a .safetensors file in one; the data is that of `trained_on`.
     """
     folder, name = weights.locate(uri, layout.WEIGHTS)
     store = open_store(folder)
     network, info = weights.load(store.get(name).data)
     device = devices.choose(requested_device)
     devices.configure(deterministic=True)
-    if sources:
-        dataset = prepare(sources, Path(cache)).dataset
-    else:
-        source = _recorded_source(store, info.data_sha256)
-        dataset = recall(info.data_sha256, source, Path(cache), place(None, store.uri)).dataset
-    if dataset.sha256 != info.data_sha256:
-        raise ConfigurationError(
-            f"the weights were trained on the data with SHA-256 {info.data_sha256}, this is {dataset.sha256}",
-            "Name the run's own data with --data or --demo",
-        )
+    dataset = trained_on(store, info, sources, Path(cache))
     with faults.explained("Use --device cpu, or a device with more memory"):
         network.to(device).to(memory_format=torch.channels_last)
         test = Images.of(dataset.test, device)
         predictions = predict(network, test, Normalisation(info.mean, info.std, device))
     return Assessment(uri, predictions.accuracy, predictions.correct, len(predictions.labels))
+
+
+def trained_on(store: Store, info: NetworkInfo, sources: Sequence[str], cache: Path) -> Dataset:
+    """Return the data of the weights in `store`: `sources`, or without any what the run's report names.
+
+    Raises ConfigurationError when the data is another's, or cannot be found out.
+    """
+    if sources:
+        dataset = prepare(sources, cache).dataset
+    else:
+        source = _recorded_source(store, info.data_sha256)
+        dataset = recall(info.data_sha256, source, cache, place(None, store.uri)).dataset
+    if dataset.sha256 != info.data_sha256:
+        raise ConfigurationError(
+            f"the weights were trained on the data with SHA-256 {info.data_sha256}, this is {dataset.sha256}",
+            "Name the run's own data with --data or --demo",
+        )
+    return dataset
 
 
 def _recorded_source(store: Store, sha256: str) -> str:

@@ -25,10 +25,14 @@ from job.run import layout
 from job.run.outputs import History, Run
 from job.settings import DeviceSettings, Placement, Recipe
 from job.store import open_store
+from job.train import budget
 from job.train.attempt import Attempt
 from job.train.checkpointing import Checkpointing
+from job.train.compression import Teacher
 from job.train.evaluate import Evaluator
+from job.train.given import Basis
 from job.train.loader import DeviceData
+from job.train.phases import Final, PhaseWeights, judge
 from job.train.schedule import one_cycle
 from job.train.step import CudaRecorder, check_graph
 from job.train.summary import conclude, draw_page, published_report
@@ -56,6 +60,8 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     data = prepare(placement.data.data, cache, place(placement.data.store_cache, placement.run))
     precision = devices.resolve_precision(recipe.precision, device)
     recipe = replace(recipe, precision=precision, data_sha256=data.dataset.sha256)
+    basis = Basis.read(placement.origins, recipe, data)
+    recipe = budget.resolved(basis.named_in(recipe), data.dataset)
     on_device = DeviceData(data, recipe, device)
     startup.lap("data")
 
@@ -68,12 +74,12 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
     info = NetworkInfo(
         recipe.depth, recipe.width, data.dataset.classes, data.mean, data.std, recipe.data_sha256
     )
-    network = initialise(info, recipe.seed).to(device).to(memory_format=torch.channels_last)
+    network = initialise(info, recipe, basis).to(device).to(memory_format=torch.channels_last)
     machine = devices.machine(device)
     with Attempt.claim(run, network, machine, placement.attempt, cache, preemption) as attempt:
         if attempt.outputs:
             return present(attempt, attempt.outputs)
-        return complete(attempt, data, on_device, network, info, placement.device, startup)
+        return complete(attempt, data, on_device, network, info, basis, placement.device, startup)
 
 
 def complete(
@@ -82,6 +88,7 @@ def complete(
     on_device: DeviceData,
     network: nn.Sequential,
     info: NetworkInfo,
+    basis: Basis,
     settings: DeviceSettings,
     startup: Startup,
 ) -> dict[str, Any]:
@@ -95,17 +102,24 @@ def complete(
         progress.advance()
         checkpointing.after_step()
 
-    trainer = Trainer(network, batches, recipe, after_step, CudaRecorder() if settings.graph else None)
+    def teacher() -> Teacher:
+        given = basis.teacher or basis.start
+        dense = given.network if given else kept.read(recipe.phases[0])
+        return Teacher(dense, recipe.distillation, recipe.precision, device)
+
     history = History(attempt.state.history if attempt.state else ())
+    kept = PhaseWeights(run, info, history, attempt.budget_seconds)
+    recorder = CudaRecorder if settings.graph else None
+    trainer = Trainer(network, batches, recipe, after_step, recorder, teacher)
     checkpointing = Checkpointing(attempt, trainer, history)
     watchdog = Watchdog(settings.step_timeout, checkpointing.settle, compiling=recipe.compile)
     evaluator = Evaluator(network, on_device, recipe.precision, after_batch=watchdog.progress)
-    schedule = partial(one_cycle, recipe.cycles, len(batches))
-    workload = Workload([cycle.epochs for cycle in recipe.cycles], len(batches), recipe.batch_size, schedule)
+    schedule = partial(one_cycle, recipe.all_cycles, len(batches))
+    workload = Workload(recipe.phases, len(batches), recipe.batch_size, schedule)
     progress = Progress(workload, attempt.saver.age)
     if attempt.state:
         trainer.restore(attempt.state)
-        progress.begin_at(trainer.epoch, trainer.step, [record.to_json() for record in history.records])
+        progress.begin_at(trainer.epoch, trainer.step, [record.figures() for record in history.records])
     startup.lap("resume")
 
     events.emit("train", run=run.store.uri, attempt=attempt.generation, device=devices.describe(device))
@@ -117,10 +131,11 @@ def complete(
                 events.phase("evaluate", epoch=trainer.epoch + 1, step=trainer.step)
                 with watchdog.watching():
                     figures |= evaluator.figures()
+            kept_weights = kept.keep(trainer.epoch + 1, network)
             with attempt.preemption.deferred():
-                record = history.add(figures, attempt.generation)
+                record = history.add({**figures, **kept_weights}, attempt.generation)
                 trainer.next_epoch()
-            progress.epoch(record.to_json())
+            progress.epoch(record.figures())
         if history.records[-1].accuracy is None:  # --accept-drift has made an earlier epoch the last one
             with watchdog.watching():
                 figures = evaluator.figures()
@@ -129,8 +144,9 @@ def complete(
         checkpointing.save()
         events.phase("score")
         with watchdog.watching():
-            predictions = evaluator.predictions()
-        outputs = conclude(run, data, info, network, history, predictions, attempt.lineage(), device)
+            final = Final.of(network, info, evaluator)
+            phases = judge(kept, final, evaluator, data.dataset.train.images.shape[1:])
+        outputs = conclude(run, data, final, phases, history, attempt.lineage(), device)
         attempt.finish(outputs, len(batches))
         return present(attempt, outputs)
 
@@ -150,8 +166,10 @@ def memory_fix(recipe: Recipe) -> str:
     )
 
 
-def initialise(info: NetworkInfo, seed: int) -> nn.Sequential:
-    """Return the network with the weights that `seed` gives, the same for every device."""
+def initialise(info: NetworkInfo, recipe: Recipe, basis: Basis) -> nn.Sequential:
+    """Return the network with the weights that it starts with: given ones, or the seed's on every device."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return info.build()
+        torch.manual_seed(recipe.seed)
+        network = info.build_compressed() if recipe.compresses else info.build()
+    basis.initialise(network)
+    return network

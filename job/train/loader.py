@@ -77,8 +77,10 @@ class TrainingBatches:
 
     Iterating gives (images [B, 3, H, W] float32 normalised channels_last, soft targets [B, classes]) from
     the step that `seek` has set to the epoch's end; the last partial batch is dropped. `epoch` and `step`
-    are those of the batch given last.
+    are those of the batch given last. Without `mixes` there is no mixup.
     """
+
+    mixes = True
 
     def __init__(self, images: Images, classes: int, normalise: Normalisation, recipe: Recipe) -> None:
         self.images, self.normalise, self.recipe = images, normalise, recipe
@@ -115,7 +117,9 @@ class TrainingBatches:
         return Plan(
             order.view(shape),
             augment.Transforms(*(each.view(*shape, *each.shape[1:]) for each in transforms)),
-            augment.draw_mix(*shape, recipe.mixup_alpha, generator) if recipe.mixup_alpha else None,
+            augment.draw_mix(*shape, recipe.mixup_alpha, generator)
+            if recipe.mixup_alpha and self.mixes
+            else None,
         )
 
     def batch(self, plan: Plan, step: int) -> tuple[Tensor, Tensor]:

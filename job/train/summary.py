@@ -1,4 +1,4 @@
-"""The outputs of a finished run: weights, predictions, history, the report on them, and the page."""
+"""The outputs of a finished run: weights, predictions, history, the report on them, page and model card."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from torch import nn
 
 from job import events
 from job.data.dataset import PreparedData
 from job.errors import DataError
 from job.machine import device as devices
 from job.machine.environment import environment, name_code
-from job.network import weights
-from job.network.weights import NetworkInfo
+from job.phases import format_cycles
 from job.run import layout
 from job.run.lineage import Lineage
 from job.run.manifests import Checkpoint
@@ -26,8 +24,8 @@ from job.score import report as reports
 from job.score.rules import score
 from job.store import Store
 from job.train import preview
-from job.train.evaluate import Predictions
-from job.view import page, stored_run
+from job.train.phases import Final
+from job.view import card, page, stored_run
 
 NEEDED = set(layout.OUTPUTS) - {layout.SAMPLES}
 
@@ -35,17 +33,16 @@ NEEDED = set(layout.OUTPUTS) - {layout.SAMPLES}
 def conclude(
     run: Run,
     data: PreparedData,
-    info: NetworkInfo,
-    network: nn.Module,
+    final: Final,
+    phases: list[dict[str, Any]],
     history: History,
-    predictions: Predictions,
     lineage: Lineage,
     device: torch.device,
 ) -> dict[str, bytes]:
     """Return the output files by name; the report (schema `micronet.score-report/1`) is among them."""
-    recipe, dataset = run.recipe, data.dataset
+    recipe, dataset, predictions = run.recipe, data.dataset, final.predictions
     files = {
-        layout.WEIGHTS: weights.save(network, info),
+        layout.WEIGHTS: final.data,
         layout.PREDICTIONS: predictions.encode(dataset.classes, dataset.superclasses, dataset.test.images),
         layout.HISTORY: history.encode(),
         layout.SAMPLES: preview.sheet(dataset.train, len(dataset.classes), recipe),
@@ -53,20 +50,21 @@ def conclude(
     shape = dataset.train.images.shape[1:]
     images = (len(dataset.train) - recipe.holdout) // recipe.batch_size * recipe.batch_size
     times = durations(history.records, images, lineage.turns[0].worker.started)
-    report = {
+    report: dict[str, Any] = {
         "schema": reports.SCHEMA,
         "run": {"id": run.identity, "uri": run.store.uri},
         "model": {
             "name": f"WideResNet-{recipe.depth}-{recipe.width}",
             "widths": [16 * recipe.width * 2**group for group in range(3)],
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "parameters": sum(parameter.numel() for parameter in final.network.parameters()),
             "input_shape": list(shape),
         },
         "accuracy": reports.accuracy(predictions.correct, len(predictions.labels), history.best()),
-        "score": score(network, shape).to_json(),
+        "score": score(final.network, shape).to_json(),
+        **({"phases": phases} if phases else {}),
         "training": {
             "epochs": recipe.epochs,
-            "cycles": ",".join(map(str, recipe.cycles)),
+            "cycles": format_cycles(recipe.all_cycles),
             "batch_size": recipe.batch_size,
             **times,
             "device": devices.describe(device),
@@ -135,8 +133,15 @@ def published_report(run: Run) -> dict[str, Any] | None:
 
 
 def draw_page(store: Store) -> None:
-    """Put the page of a finished run next to its report; a failure is logged, since the result is durable."""
-    try:
-        events.emit("page", uri=page.publish(store))
-    except Exception as error:
-        events.warn("page_failed", reason=str(error), fix=f"Draw it with: micronet report {store.uri}")
+    """Put the page and the model card of a finished run next to its report.
+
+    A failure is logged, since the result is durable.
+    """
+    for name, publish, fix in (
+        ("page", page.publish, f"Draw it with: micronet report {store.uri}"),
+        ("card", card.publish, "The same command writes it again"),
+    ):
+        try:
+            events.emit(name, uri=publish(store))
+        except Exception as error:
+            events.warn(f"{name}_failed", reason=str(error), fix=fix)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +13,11 @@ from torch.nn import functional as F
 
 from job import events
 from job.errors import ConfigurationError
+from job.phases import PRUNE, QUANTISE, STATISTICS, Phase
 from job.run.records import Epoch, Place
 from job.run.state import TrainingState, copy_off, optimizer_state, restore_optimizer
 from job.settings import Recipe
+from job.train.compression import STEP_RATE, Compression, Teacher
 from job.train.loader import TrainingBatches
 from job.train.schedule import one_cycle
 from job.train.step import Gradients, GraphRecorder, Precision, RecordedGradients, loss_scaler
@@ -32,9 +33,16 @@ BETA2 = 0.99
 EPS = 1e-8
 
 
+RATES = (1.0, STEP_RATE)
+"""Of the groups of parameters: the weights, and the step sizes where they are learned."""
+
+
 def adamw(parameters: Any, lr: float, weight_decay: float) -> OptimWrapper:
-    """Return fastai v1's Adam: `p *= 1 - lr wd` on every parameter, then Adam's step with beta2 0.99."""
-    return OptimWrapper(
+    """Return fastai v1's Adam: `p *= 1 - lr wd` on every weight, then Adam's step with beta2 0.99.
+
+    Of several groups of parameters the first alone has decay: the others are step sizes.
+    """
+    optimizer = OptimWrapper(
         parameters,
         torch.optim.AdamW,
         lr=lr,
@@ -43,6 +51,9 @@ def adamw(parameters: Any, lr: float, weight_decay: float) -> OptimWrapper:
         weight_decay=weight_decay,
         fused=True,
     )
+    for group in optimizer.opt.param_groups[1:]:
+        group["weight_decay"] = 0.0
+    return optimizer
 
 
 class StepLearner(Learner):
@@ -67,7 +78,8 @@ class Trainer:
 
     `epoch` and `step`, both from 0, are those that training continues with. `after_step` is called between
     steps, when `state` may be taken; what it raises ends the epoch there. With a `recorder` the first step's
-    forward, loss and backward are recorded, and replayed from then on.
+    forward, loss and backward are recorded, and replayed from then on; each phase has one of its own. `teach`
+    returns the teacher of the phases that have one.
     """
 
     def __init__(
@@ -76,7 +88,8 @@ class Trainer:
         batches: TrainingBatches,
         recipe: Recipe,
         after_step: Callable[[], None],
-        recorder: GraphRecorder | None = None,
+        recorder: Callable[[], GraphRecorder] | None = None,
+        teach: Callable[[], Teacher] | None = None,
     ) -> None:
         self.network, self.batches, self.recipe, self.after_step = network, batches, recipe, after_step
         self.epoch = self.step = 0
@@ -84,23 +97,20 @@ class Trainer:
         self.started: float | None = None
         self.loss_total = torch.zeros((), device=batches.device)  # of the epoch's steps so far
         self.scaler = loss_scaler(recipe.precision, batches.device)
-        model = Precision(network, recipe.precision)
+        self.recorder, self.teach = recorder, teach
+        self.compression = Compression(network, recipe)
+        self.model = Precision(network, recipe.precision)
         if recipe.compile:
-            model.compile()  # in place: the state dict's keys stay, and evaluation stays eager
-        plain = Gradients(model, self.scaler)
-        self.gradients = RecordedGradients(plain, recorder) if recorder else plain
+            self.model.compile()  # in place: the state dict's keys stay, and evaluation stays eager
         self.learner = StepLearner(
             self._take_step,
             DataLoaders(batches, []),
-            model,
+            self.model,
             loss_func=F.cross_entropy,
-            opt_func=partial(adamw, weight_decay=recipe.weight_decay),
-            wd_bn_bias=True,
             cbs=[TrainEvalCallback()],
             default_cbs=False,
         )
-        self.learner.create_opt()
-        self.optimizer: torch.optim.Optimizer = self.learner.opt.opt
+        self._enter(recipe.phase_at(0))
 
     def train_epoch(self) -> dict[str, float]:
         """Train from `step` to the end of the epoch; return what the history says of the whole epoch.
@@ -108,12 +118,18 @@ class Trainer:
         {train_loss: mean, lr and momentum of the last step, images_per_second}
         """
         steps = len(self.batches)
+        phase = self.recipe.phase_at(self.epoch)
+        if phase != self.phase:
+            self._enter(phase)
+        self.batches.mixes = phase.name != STATISTICS
+        if not self.step:
+            self._begin_epoch()
         self.batches.seek(self.epoch, self.step)
         self.started = time.perf_counter()
         self.learner.fit(1)
         loss = self.loss_total.item() / steps  # waits for the device, so that the clock is honest
         self.seconds_before, self.started = self._seconds(), None
-        lr, momentum = one_cycle(self.recipe.cycles, steps, self.epoch, steps - 1)
+        lr, momentum = one_cycle(self.recipe.all_cycles, steps, self.epoch, steps - 1)
         speed = steps * self.recipe.batch_size / self.seconds_before
         return {
             "train_loss": loss,
@@ -165,7 +181,28 @@ class Trainer:
             self.loss_total.zero_()
             events.warn("epoch_restarted", epoch=self.epoch + 1, steps_dropped=state.step)
 
+    def _enter(self, phase: Phase) -> None:
+        """Make what the steps of `phase` need; no value of the network changes."""
+        self.phase = phase
+        groups = self.compression.enter(phase)
+        self.learner.opt = adamw(groups, self.learner.lr, self.recipe.weight_decay)
+        self.optimizer: torch.optim.Optimizer = self.learner.opt.opt
+        plain = Gradients(self.model, self.scaler)
+        self.gradients = RecordedGradients(plain, self.recorder()) if self.recorder else plain
+        learns = phase.name in (PRUNE, QUANTISE) and self.recipe.distillation > 0
+        self.teacher = self.teach() if learns and self.teach else None
+
+    def _begin_epoch(self) -> None:
+        images = None
+        if self.compression.needs_images(self.phase, self.epoch):
+            self.batches.seek(self.epoch, 0)
+            images, _ = next(iter(self.batches))
+        self.compression.begin_epoch(self.phase, self.epoch, images)
+
     def _load(self, state: TrainingState) -> None:
+        phase = self.recipe.phase_at(state.epoch)
+        if phase != self.phase:
+            self._enter(phase)
         try:
             self.network.load_state_dict(state.network)
         except RuntimeError as error:  # torch names the tensors and their shapes
@@ -173,20 +210,28 @@ class Trainer:
                 f"the run's network has other shapes than this recipe and data give: {error}",
                 "Start the new network in its own --run",
             ) from error
-        state.check_optimizer(self.optimizer)
-        restore_optimizer(self.optimizer, state.optimizer)
+        if state.step or state.epoch != phase.first:  # a phase begins with an optimizer of its own
+            state.check_optimizer(self.optimizer)
+            restore_optimizer(self.optimizer, state.optimizer)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
 
     def _take_step(self, images: Tensor, targets: Tensor) -> None:
         """Set the schedule's values, as fastai's scheduler could not after a resume in mid-epoch; step."""
         epoch, step = self.batches.epoch, self.batches.step
-        lr, momentum = one_cycle(self.recipe.cycles, len(self.batches), epoch, step)
-        for group in self.optimizer.param_groups:
-            group["lr"], group["betas"] = lr, (momentum, BETA2)
-        self.loss_total += self.gradients(images, targets)
-        self.scaler.step(self.optimizer)  # leaves an fp16 step that overflowed out, without a read
-        self.scaler.update()
+        if self.phase.name == STATISTICS:
+            done = (epoch - self.phase.first) * len(self.batches) + step
+            self.loss_total += self.compression.observe(images, targets, done)
+        else:
+            lr, momentum = one_cycle(self.recipe.all_cycles, len(self.batches), epoch, step)
+            for group, rate in zip(self.optimizer.param_groups, RATES, strict=False):
+                group["lr"], group["betas"] = lr * rate, (momentum, BETA2)
+            if self.teacher:
+                targets = self.teacher(images, targets)
+            self.loss_total += self.gradients(images, targets)
+            self.scaler.step(self.optimizer)  # leaves an fp16 step that overflowed out, without a read
+            self.scaler.update()
+            self.compression.after_step(self.phase)
         self.step = step + 1
         self.after_step()
 

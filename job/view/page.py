@@ -24,6 +24,7 @@ from job.text import duration, ordinal, percent
 from job.view import curves, standing
 from job.view.answers import ClassResult, Heat, Mistake, heat
 from job.view.comparison import Group, groups, labels, recipe_differences
+from job.view.frontier import frontier
 from job.view.plots import Timeline, timeline
 from job.view.standing import BlockShare, Standings, shares, standings
 from job.view.stored_run import StoredRun, downtimes, read
@@ -112,6 +113,7 @@ def render(runs: Sequence[StoredRun]) -> str:
             groups=_groups(runs),
             recipe_rows=_recipe(runs),
             finished=any(run.report for run in runs),
+            frontier=frontier(runs),
             standings=_standings(runs),
             scores=_scores(runs),
             low_precisions=_low_precisions(runs),

@@ -14,11 +14,17 @@ from job.view.plots import Axis, Tick
 
 
 class LeaderboardEntry(NamedTuple):
-    """A line of the leaderboard; `score` as it was listed, to four digits."""
+    """A line of the leaderboard; `score` as it was listed, to four digits.
+
+    `accuracy` of the test set, as the entry's own repository reports it, is None where this project does not
+    know it. `note` says where its count differs from the rules as they are read here.
+    """
 
     name: str
     score: float
     qualified: bool = True
+    accuracy: float | None = None
+    note: str = ""
 
 
 SOURCE = "https://micronet-challenge.github.io/leaderboard"
@@ -27,7 +33,9 @@ REPRODUCED = "IamShinichiYamamoto"
 """The entry whose network and recipe are this project's defaults."""
 
 ENTRIES = (
-    LeaderboardEntry("RIAIR", 0.0044),
+    LeaderboardEntry(
+        "RIAIR", 0.0044, accuracy=0.8039, note="sums at growing integer widths; at 32 bits it is 0.0085"
+    ),
     LeaderboardEntry("KAIST AI", 0.0054),
     LeaderboardEntry("KAIST AI", 0.0056),
     LeaderboardEntry("OSI AI", 0.0058),
@@ -36,12 +44,14 @@ ENTRIES = (
     LeaderboardEntry("MSUNet-V1", 0.0171),
     LeaderboardEntry("Woody", 0.0188),
     LeaderboardEntry("Woody", 0.0193),
-    LeaderboardEntry("HHI-MAL", 0.0242),
+    LeaderboardEntry("HHI-MAL", 0.0242, accuracy=0.8013),
     LeaderboardEntry("Woody", 0.0266),
     LeaderboardEntry("MB-PM Research", 0.0384),
     LeaderboardEntry("Sloth", 0.0618),
     LeaderboardEntry("MB-PM Research", 0.0653),
-    LeaderboardEntry("QualcommAI-nanoWRN", 0.0721),
+    LeaderboardEntry(
+        "QualcommAI-nanoWRN", 0.0721, accuracy=0.8002, note="with a bit of mask for every weight about 0.076"
+    ),
     LeaderboardEntry("BrAIn", 0.0780),
     LeaderboardEntry("WaveComp", 0.0794),
     LeaderboardEntry("WaveComp", 0.0794),
@@ -55,7 +65,9 @@ ENTRIES = (
     LeaderboardEntry("PunyNet", 0.1906, qualified=False),  # 53.39 % accuracy, below the 80 % required
     LeaderboardEntry("ID56", 0.2056),
     LeaderboardEntry("Soft Binary Mask", 0.3847),
-    LeaderboardEntry(REPRODUCED, 0.4635),
+    LeaderboardEntry(
+        REPRODUCED, 0.4635, accuracy=0.8037, note="400 recorded epochs; 0.3309 under the official rules"
+    ),
     LeaderboardEntry("Sloth", 0.7635),
 )
 
@@ -102,7 +114,7 @@ def standings(runs: Sequence[tuple[str, float, bool]]) -> Standings | None:
     if not runs:
         return None
     rows = [StandingsRow(name, score, passed, marked=True) for name, score, passed in runs]
-    rows += [StandingsRow(*entry, marked=False) for entry in ENTRIES]
+    rows += [StandingsRow(entry.name, entry.score, entry.qualified, marked=False) for entry in ENTRIES]
     values = [max(row.score, SMALLEST) for row in rows]
     axis = Axis(min(values) / 1.3, max(values) * 1.3, logarithmic=True)
     decades = [10.0**power for power in range(-6, 7) if axis.low <= power <= axis.high]
@@ -141,8 +153,10 @@ class BlockShare:
 def shares(report: dict[str, Any], recipe: dict[str, Any], classes: int) -> list[BlockShare]:
     """Return the share of each top block under the `leaderboard` rules, in the network's order.
 
-    Empty where recipe and report do not describe the same network of this program's.
+    Empty where recipe and report do not describe the same network of this program's, or one of phases.
     """
+    if "phases" in report:
+        return []
     import torch  # 1.5 s: a comparison of runs, and a run that is not finished, do without
 
     from job.network.wide_resnet import wide_resnet

@@ -33,8 +33,10 @@ class Status:
     """Where a run stands by its objects; ages compare its clock with this machine's, None is not known."""
 
     uri: str
-    phase: str  # finished, training, why the last attempt ended, or silent: without a heartbeat for long
+    phase: str  # finished, training or a phase, why the last attempt ended, or silent: no heartbeat for long
     attempts: int
+    phase_epoch: int | None = None  # of the recipe's phase that is trained, from 1
+    phase_epochs: int | None = None
     heartbeat_age_seconds: float | None = None  # of an attempt that recorded no end
     epoch: int | None = None  # from 1, by the newest of heartbeat and checkpoint
     epochs: int | None = None
@@ -52,7 +54,8 @@ class Status:
     def state(self) -> str:
         """The phase for people."""
         if self.phase != SILENT:
-            return self.phase
+            part = f" {self.phase_epoch} of {self.phase_epochs}" if self.phase_epoch else ""
+            return self.phase + part
         age = self.heartbeat_age_seconds
         return "no heartbeat yet" if age is None else f"no heartbeat for {duration(age)}"
 
@@ -99,6 +102,8 @@ def read(store: Store, now: datetime | None = None) -> Status:
     return replace(
         status,
         phase=beat.phase,
+        phase_epoch=beat.phase_epoch,
+        phase_epochs=beat.phase_epochs,
         lost_if_killed_now_seconds=round(beat.unsaved_seconds + silence, 1),
         seconds_left=_seconds_left(beat),
     )

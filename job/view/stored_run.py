@@ -124,7 +124,14 @@ def runs_at(store: Store) -> list[str]:
     """Return the address of the run in `store` or, where it holds none itself, of each run below it."""
     found = [entry.key.rpartition("/") for entry in store.list()]
     runs = sorted({folder for folder, _, name in found if name in (layout.RECIPE, layout.REPORT)})
-    itself = any(folder.split("/")[0] in ("", layout.CLAIMS) for folder, _, _ in found)
+    own = (
+        layout.RECIPE,
+        layout.REPORT,
+        layout.HISTORY,
+    )  # a page of several, say, makes no run of their folder
+    itself = any(
+        name in own if not folder else folder.split("/")[0] == layout.CLAIMS for folder, _, name in found
+    )
     return [store.uri] if itself or not runs else [f"{store.uri}/{run}" for run in runs]
 
 

@@ -135,9 +135,9 @@ def test_bad_answers_under_kills_and_pauses_change_no_bit(
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_kill_that_comes_too_late_is_repeated_in_another_run(tmp_path: Path) -> None:
-    with laboratory(str(tmp_path), 2, TRAINING, False, Preemption(10)) as lab:
+    with laboratory(str(tmp_path), 4, TRAINING, False, Preemption(10)) as lab:
         lab.finish("reference")
-        late = Kill("publishing", epoch=2, delay_seconds=20)
+        late = Kill("publishing", epoch=4, delay_seconds=20)
         (where,) = prove_same_bits(lab, lab.result("reference"), [late])
         assert where.phase == "publishing"
         runs = {entry.key.split("/")[0] for entry in open_store(lab.uri).list()}

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_replays_train_to_the_plain_steps_bits(precision: str) -> None:
     expected = run(plain)
     model = network()
     tape = Tape(model)
-    recorded = Trainer(model, batches(recipe), recipe, lambda: None, tape)
+    recorded = Trainer(model, batches(recipe), recipe, lambda: None, lambda: tape)
     found = run(recorded)
     assert tape.replays == 2 * STEPS + 1  # one to compare with the plain step
     assert_same_bits(plain, recorded)
@@ -49,10 +50,10 @@ def test_replays_train_to_the_plain_steps_bits(precision: str) -> None:
         if stopped.step == 2:
             raise StoppedError("between two steps")
 
-    stopped = Trainer(model := network(), batches(recipe), recipe, stop, Tape(model))
+    stopped = Trainer(model := network(), batches(recipe), recipe, stop, lambda: Tape(model))
     with contextlib.suppress(StoppedError):
         stopped.train_epoch()
-    resumed = Trainer(model := network(), batches(recipe), recipe, lambda: None, Tape(model))
+    resumed = Trainer(model := network(), batches(recipe), recipe, lambda: None, lambda: Tape(model))
     resumed.restore(stopped.state(history=[]))
     run(resumed)
     assert_same_bits(plain, resumed)
@@ -66,7 +67,7 @@ def test_an_overflow_in_the_first_step_is_recorded_too() -> None:
         with torch.no_grad():
             model[-1].weight.mul_(1e4)  # overflows fp16 under the first loss scale
         trainers.append(
-            Trainer(model, batches(recipe), recipe, lambda: None, Tape(model) if recorded else None)
+            Trainer(model, batches(recipe), recipe, lambda: None, partial(Tape, model) if recorded else None)
         )
         trainers[-1].train_epoch()
     assert trainers[0].scaler.get_scale() < 65536
@@ -105,7 +106,7 @@ class OneBitOff(Tape):
 
 def test_a_replay_with_other_bits_is_refused() -> None:
     model = network()
-    trainer = Trainer(model, batches(), RECIPE, lambda: None, OneBitOff(model))
+    trainer = Trainer(model, batches(), RECIPE, lambda: None, lambda: OneBitOff(model))
     with pytest.raises(ConfigurationError, match="not to the bit"):
         trainer.train_epoch()
 

@@ -151,11 +151,12 @@ def test_a_finished_run_is_not_trained_again(finished: tuple[Path, dict[str, Any
     assert (run / "history.jsonl").stat().st_mtime_ns == before
 
 
-def test_a_finished_run_without_its_page_gets_it(
-    finished: tuple[Path, dict[str, Any]], archive: Path
+@pytest.mark.parametrize("name", ["report.html", "README.md"])
+def test_a_finished_run_without_its_page_or_card_gets_it(
+    finished: tuple[Path, dict[str, Any]], archive: Path, name: str
 ) -> None:
     run, report = finished
-    page = run / "report.html"
+    page = run / name
     drawn = page.read_bytes()
     page.unlink()
     assert train(RECIPE, place(archive, run)) == report

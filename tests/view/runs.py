@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from job.score import report as reports
 from job.settings import Recipe
 from job.store import Store
 
+COMPACT = Path(__file__).parents[1] / "score" / "fixtures" / "compact-report.json"
 START = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 
 SUPERCLASSES = [
@@ -143,9 +145,14 @@ def write_run(
     classes: Sequence[str] | None = None,
     superclasses: Sequence[str] | None = None,
     run_id: str | None = None,
+    compressed: bool = False,
+    data_sha256: str = CIFAR100_SHA256,
 ) -> dict[str, Any]:
-    """Write a run of the default recipe with `seed`; return its report ({} where it is not finished)."""
-    recipe = Recipe(seed=seed, precision="bf16", data_sha256=CIFAR100_SHA256)
+    """Write a run of the default recipe with `seed`; return its report ({} where it is not finished).
+
+    That of a `compressed` run has the phases, accuracy and score of a sample report.
+    """
+    recipe = Recipe(seed=seed, precision="bf16", data_sha256=data_sha256)
     Run.open(store, recipe)
     attempts = write_attempts(store, kills, 10.7, finished)
     done = epochs if finished else epochs // 2
@@ -197,7 +204,7 @@ def write_run(
         },
         "data": {
             "source": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-            "sha256": CIFAR100_SHA256,
+            "sha256": data_sha256,
             "train": 50_000,
             "test": 10_000,
         },
@@ -226,5 +233,8 @@ def write_run(
             "driver": "590.44",
         },
     }
+    if compressed:
+        sample = json.loads(COMPACT.read_text())
+        report |= {name: sample[name] for name in ("phases", "accuracy", "score")}
     store.put("report.json", reports.encode(report))
     return report

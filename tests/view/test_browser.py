@@ -42,7 +42,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A long and a short run with three kills, three seeds, one that is not finished, and a hostile one."""
+    """A long run and a compressed one with three kills, three seeds, an unfinished and a hostile one."""
     folder = tmp_path_factory.mktemp("pages")
 
     def stored_run(name: str, **how: Any) -> StoredRun:
@@ -53,7 +53,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     few, of_few = [f"class {index}" for index in range(12)], ["a", "b", "c"] * 4  # axe reads every cell
     contents = {
         "long": [stored_run("long", kills=3)],
-        "one": [stored_run("one", epochs=12, kills=3)],
+        "one": [stored_run("one", epochs=12, kills=3, compressed=True)],
         "seeds": [
             stored_run(f"seed-{seed}", seed=seed, epochs=6, kills=seed % 2, classes=few, superclasses=of_few)
             for seed in range(3)
@@ -210,7 +210,7 @@ def test_screenshots_can_be_looked_at(visit: Any, tmp_path: Path) -> None:
     """They go to MICRONET_SCREENSHOTS where that is set."""
     folder = Path(os.environ.get("MICRONET_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("long", "seeds"):
+    for name in ("one", "long", "seeds"):
         for device, width in WIDTHS.items():
             for scheme in ("light", "dark") if "MICRONET_SCREENSHOTS" in os.environ else ("light",):
                 shot = folder / f"{name}-{device}-{scheme}.png"

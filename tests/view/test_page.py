@@ -176,7 +176,7 @@ def test_80_per_cent_are_asked_for_on_cifar100_only(tmp_path: Path) -> None:
     asked, other = run(tmp_path / "a", epochs=5), not_cifar100(run(tmp_path / "b", epochs=5, seed=1))
     running = not_cifar100(run(tmp_path / "c", epochs=8, finished=False))
     for runs, lines, columns in (
-        ([asked], 1, 0),
+        ([asked], 2, 0),  # over the epochs, and against the score
         ([other], 0, 0),
         ([running], 0, 0),
         ([other, running], 0, 0),
@@ -332,7 +332,7 @@ def test_every_figure_has_its_text(tmp_path: Path) -> None:
     outline = Outline(page.render([run(tmp_path, epochs=5, kills=2)]))
     ids = {attributes.get("id") for _, attributes in outline.elements}
     images = [svg for svg in outline.all("svg") if svg.get("role") == "img"]
-    assert len(images) == 5 + 3  # charts; standings, timeline, confusion
+    assert len(images) == 5 + 4  # curves; accuracy against score, standings, timeline, confusion
     assert all(svg["aria-labelledby"] in ids for svg in images)
     named = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
     assert len(named) == len(set(named))

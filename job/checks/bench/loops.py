@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +95,7 @@ class Full:
         model: nn.Module,
         loader: TrainingBatches,
         recipe: Recipe,
-        recorder: GraphRecorder | None = None,
+        recorder: Callable[[], GraphRecorder] | None = None,
     ) -> None:
         self.attempt, self.history = attempt, History()
         self.blocked_seconds: list[float] = []
@@ -150,7 +150,7 @@ def full(
     every_seconds: float = NEVER,
     store: str | None = None,
     network: nn.Module | None = None,
-    recorder: GraphRecorder | None = None,
+    recorder: Callable[[], GraphRecorder] | None = None,
 ) -> Iterator[Full]:
     """Make the job's loop, with the run in `store` or a temporary folder; `network` replaces the recipe's."""
     recipe = replace(recipe, cycles=(Cycle(100_000, 5e-3),))

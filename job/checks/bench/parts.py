@@ -65,7 +65,7 @@ class Bench:
         """Compare the job's loop with the bare loop at the same precision, and with stock fastai."""
         steps = self._steps(self.seconds)
         with ExitStack() as stack:
-            recorder = CudaRecorder() if self.graph else None
+            recorder = CudaRecorder if self.graph else None
             job = stack.enter_context(full(self.recipe, self.device, steps, recorder=recorder))
             folder = stack.enter_context(images(steps * self.recipe.batch_size))
             stock = stack.enter_context(apart(self.recipe, self.device, folder))

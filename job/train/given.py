@@ -1,0 +1,118 @@
+"""The weights that a recipe builds on: those of the network that it starts with, and of another teacher."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from job.data.dataset import PreparedData
+from job.errors import ConfigurationError, UsageError
+from job.network import compressed, weights
+from job.network.weights import NetworkInfo, PackedInfo
+from job.run import layout
+from job.settings import Origins, Recipe
+from job.store import open_store
+from job.store.base import AbsentError
+
+
+@dataclass(frozen=True)
+class Given:
+    """Weights that were read from the address that `option` named."""
+
+    option: str
+    uri: str
+    network: nn.Sequential
+    info: NetworkInfo
+    sha256: str
+
+    @classmethod
+    def read(cls, option: str, uri: str) -> Given:
+        """Read the weights of a finished run, or a .safetensors file.
+
+        Raises ConfigurationError where there are none, DataError for another file, and the store's errors.
+        """
+        folder, name = weights.locate(uri, layout.WEIGHTS)
+        try:
+            data = open_store(folder).get(name).data
+        except AbsentError as error:
+            raise ConfigurationError(
+                f"{option}: {uri} has no {name}", "Name a run that is finished, or a .safetensors file"
+            ) from error
+        network, info = weights.load(data)
+        return cls(option, uri, network, info, hashlib.sha256(data).hexdigest())
+
+    def check(self, data: PreparedData) -> None:
+        """Raise ConfigurationError where it was not trained on `data`."""
+        classes = tuple(data.dataset.classes)
+        if self.info.classes != classes:
+            raise ConfigurationError(
+                f"{self.option}: {self.uri} tells {len(self.info.classes)} classes apart "
+                f"({', '.join(self.info.classes[:3])} ...), and the data has {len(classes)} "
+                f"({', '.join(classes[:3])} ...)",
+                "Name weights that were trained on the same data",
+            )
+        if self.info.data_sha256 != data.dataset.sha256:
+            raise ConfigurationError(
+                f"{self.option}: {self.uri} was trained on the data with SHA-256 {self.info.data_sha256}, "
+                f"this is {data.dataset.sha256}",
+                "Name weights that were trained on the same data",
+            )
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a recipe builds on; None where it has nothing of that kind."""
+
+    start: Given | None
+    teacher: Given | None
+
+    @classmethod
+    def read(cls, origins: Origins, recipe: Recipe, data: PreparedData) -> Basis:
+        """Read what is named, and check it against the recipe and the data.
+
+        Raises UsageError for what has no effect, and what `Given` raises.
+        """
+        if origins.teacher and not (recipe.compresses and recipe.distillation):
+            raise UsageError("--teacher: nothing in this recipe has a teacher", "Use --recipe compact")
+        if not (recipe.cycles or origins.start):
+            raise UsageError("--cycles none trains no network first", "Name a finished run with --from")
+        start = Given.read("--from", origins.start) if origins.start else None
+        teacher = Given.read("--teacher", origins.teacher) if origins.teacher else None
+        for given in (start, teacher):
+            if given:
+                given.check(data)
+        if start:
+            _check_shape(start, recipe)
+        return cls(start, teacher)
+
+    def named_in(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the SHA-256 of what it builds on."""
+        return replace(
+            recipe,
+            from_sha256=self.start.sha256 if self.start else "",
+            teacher_sha256=self.teacher.sha256 if self.teacher else "",
+        )
+
+    def initialise(self, network: nn.Module) -> None:
+        """Give `network`, which can be compressed, the weights to start with; their zeros stay zeros."""
+        if self.start:
+            network.load_state_dict(network.state_dict() | self.start.network.state_dict())
+            for _, layer in compressed.layers(network):
+                layer.mask.copy_(layer.weight != 0)
+
+
+def _check_shape(start: Given, recipe: Recipe) -> None:
+    info = start.info
+    if isinstance(info, PackedInfo):
+        raise ConfigurationError(
+            f"--from: the weights of {start.uri} are quantised already",
+            "Name a run that ended dense or pruned, or one of a run's phases/",
+        )
+    if (info.depth, info.width) != (recipe.depth, recipe.width):
+        raise ConfigurationError(
+            f"--from: {start.uri} is of depth {info.depth} and width {info.width}, "
+            f"the recipe of {recipe.depth} and {recipe.width}",
+            f"Give --depth {info.depth} --width {info.width}",
+        )

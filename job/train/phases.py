@@ -1,0 +1,152 @@
+"""The networks that a run's phases end with: kept in its store, taught from, and judged for the report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from job import events
+from job.errors import ConfigurationError, DataError
+from job.network import compressed, weights
+from job.network.weights import NetworkInfo
+from job.phases import Phase
+from job.run import documents, layout
+from job.run.outputs import History, Run
+from job.score.rules import score
+from job.store.base import AbsentError, ConflictError
+from job.store.retry import patiently
+from job.train.compression import effective_weights
+from job.train.evaluate import Evaluator, Predictions
+
+MAX_BYTES = 2**32
+UNQUANTISED = 32  # bits
+
+
+class PhaseWeights:
+    """The weights after each phase but the last, in the run's store; the history has their SHA-256.
+
+    Their names have it too: an attempt that lost the run can write what is there already, or nothing of use.
+    """
+
+    def __init__(self, run: Run, info: NetworkInfo, history: History, budget_seconds: float) -> None:
+        self.run, self.info, self.history, self.budget_seconds = run, info, history, budget_seconds
+
+    def keep(self, epoch: int, network: nn.Module) -> dict[str, str]:
+        """Store the weights if a phase but the last ends with `epoch`, from 1; return what to record."""
+        phase = next((phase for phase in self.run.recipe.phases[:-1] if phase.end == epoch), None)
+        if phase is None:
+            return {}
+        data = weights.save(network, self.info)
+        sha256 = hashlib.sha256(data).hexdigest()
+
+        def put() -> None:
+            try:
+                self.run.store.put_if_absent(layout.phase_weights(phase.name, sha256), data)
+            except ConflictError:
+                return  # an attempt before this one came as far
+
+        patiently(put, self.budget_seconds)
+        return {"weights": sha256}
+
+    def name(self, phase: Phase) -> str | None:
+        """Return where the weights after `phase` are; None where the recipe was another then."""
+        record = self.history.records[phase.end - 1]
+        return layout.phase_weights(phase.name, record.weights) if record.weights else None
+
+    def read(self, phase: Phase) -> nn.Sequential:
+        """Return the network after `phase`.
+
+        Raises DataError where its file is missing or changed, ConfigurationError where there never was one.
+        """
+        name = self.name(phase)
+        if name is None:
+            raise ConfigurationError(
+                f"the run has not kept the weights after its phase {phase.name}: its recipe was another then",
+                "Name a teacher with --teacher, or start in a new --run",
+            )
+        try:
+            data = documents.fetch(self.run.store, name, MAX_BYTES).data
+        except AbsentError as error:
+            raise DataError(f"{self.run.uri(name)} is missing", "Put it back from a copy") from error
+        if hashlib.sha256(data).hexdigest() != self.history.records[phase.end - 1].weights:
+            raise DataError(f"{self.run.uri(name)} has been changed", "Put it back from a copy")
+        return weights.load(data)[0]
+
+
+@dataclass(frozen=True)
+class Final:
+    """A run's last network: itself, its file, and its answers in fp32."""
+
+    network: nn.Module
+    data: bytes
+    predictions: Predictions
+
+    @classmethod
+    def of(cls, network: nn.Module, info: NetworkInfo, evaluator: Evaluator) -> Final:
+        """Judge the network; a compressed one as its file gives it back."""
+        data = weights.save(network, info)
+        judged = weights.load(data)[0] if any(compressed.layers(network)) else network
+        return cls(judged, data, evaluator.predictions(judged))
+
+
+def judge(
+    kept: PhaseWeights, final: Final, evaluator: Evaluator, shape: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Return the report's section `phases`; empty for a recipe of one phase.
+
+    A phase whose weights were not kept is logged and left out.
+    """
+    return list(_judged(kept, final, evaluator, shape)) if kept.run.recipe.compresses else []
+
+
+def _judged(
+    kept: PhaseWeights, final: Final, evaluator: Evaluator, shape: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
+    *earlier, last = kept.run.recipe.phases
+    for phase in earlier:
+        name, sha256 = kept.name(phase), kept.history.records[phase.end - 1].weights
+        if name is None:
+            events.warn(
+                "figure_left_out", figure=f"phases.{phase.name}", reason="the recipe was another then"
+            )
+            continue
+        network = kept.read(phase)
+        file = {"uri": kept.run.uri(name), "sha256": str(sha256)}
+        yield _row(phase, network, evaluator.predictions(network), shape, file)
+    file = kept.run.describe(layout.WEIGHTS, final.data)
+    yield _row(last, final.network, final.predictions, shape, file)
+
+
+def _row(
+    phase: Phase, network: nn.Module, predictions: Predictions, shape: tuple[int, ...], file: dict[str, str]
+) -> dict[str, Any]:
+    layers: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "size": weight.numel(),
+            "zeros": 1 - int(weight.count_nonzero()) / weight.numel(),
+            "weight_bits": bits.weight if bits else UNQUANTISED,
+            "activation_bits": bits.activation if bits else UNQUANTISED,
+        }
+        for name, bits, weight in effective_weights(network)
+    ]
+    pruned = [layer for layer in layers if compressed.is_prunable(layer["name"])]
+    rule_sets = score(network, shape).rule_sets
+    size = sum(layer["size"] for layer in pruned)
+    return {
+        "name": phase.name,
+        "epochs": phase.epochs,
+        "accuracy": predictions.accuracy,
+        "correct": predictions.correct,
+        "total": len(predictions.labels),
+        "score": {name: tally.score for name, tally in rule_sets.items()},
+        "zeros": sum(layer["zeros"] * layer["size"] for layer in pruned) / size,
+        "weight_bits": pruned[0]["weight_bits"],
+        "activation_bits": pruned[0]["activation_bits"],
+        "layers": layers,
+        "weights": file,
+    }
