@@ -2,8 +2,8 @@
 # Makes the environment (.venv, once; under a second after that), then
 #   ./setup.sh                    puts CIFAR-100 in place
 #   ./setup.sh test [--soak]      runs every check and test; --soak adds the long proofs
-#   ./setup.sh test --container   builds the image and runs the tests of its containers (as root, 20 GB of disk)
-#   ./setup.sh install EXTRA      adds the packages of an extra: google, kubernetes or tensorboard
+#   ./setup.sh test --container   builds the image and runs the tests of its containers (as root, 25 GB of disk)
+#   ./setup.sh install EXTRA      adds the packages of an extra: google, kubernetes, tensorboard, or dev for the tests
 #   ./setup.sh COMMAND ...        runs `micronet COMMAND ...`, for example: ./setup.sh train --demo
 set -euo pipefail
 
@@ -132,11 +132,13 @@ case "${1:-}" in
     ;;
   install)
     case "${*:2}" in
-      google | kubernetes | tensorboard) ;;
-      *) fail "install takes google, kubernetes or tensorboard, not ${*:2}" 2 ;;
+      dev) install requirements-dev.lock ;;
+      google | kubernetes | tensorboard)
+        install requirements.lock
+        install_extra "$2"
+        ;;
+      *) fail "install takes google, kubernetes, tensorboard or dev, not ${*:2}" 2 ;;
     esac
-    install requirements.lock
-    install_extra "$2"
     ;;
   '')
     install requirements.lock

@@ -78,7 +78,9 @@ class Device(click.ParamType[str]):
 def setting_option(owner: Settings, name: str, **changes: Any) -> Callable[[Command], Command]:
     """Return the option of a field of the settings; `changes` are click's attributes for this command."""
     setting, default = settings.setting_of(owner, name)
-    attributes: dict[str, Any] = {"help": setting.help, "metavar": setting.metavar, "default": default}
+    attributes: dict[str, Any] = {"help": setting.help, "metavar": setting.metavar}
+    if default is not None:  # to click a default of None is a value, which `required` then takes
+        attributes |= {"default": default}
     flag = f"--{name.replace('_', '-')}"
     if isinstance(default, bool):
         flag += f"/--no-{flag[2:]}" if owner is Recipe else ""
@@ -118,8 +120,8 @@ def cache_option_for(what: str) -> Callable[[Command], Command]:
         DataSettings,
         "cache",
         default=default_cache,
-        show_default="~/.cache/micronet",
-        help=f"Folder for {what}.",
+        show_default=False,
+        help=f"Folder for {what}. Default: ~/.cache/micronet.",
     )
 
 
@@ -131,6 +133,7 @@ graph_option = setting_option(DeviceSettings, "graph")
 demo_option = option(
     "--demo", is_flag=True, help="Use a generated data set and a recipe that takes minutes on a processor."
 )
+demo_data_option = option("--demo", is_flag=True, help="Use the generated data set of `train --demo`.")
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_any_factory_is_scored_on_any_input(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "bits.json").write_text('{"parameters": {"1.weight": 4}}')
     declared = printed("--model", "my_models:tiny", "--input", "3,2,2", "--bits", "bits.json")
     assert declared["official"]["parameters"] == 60 * 4 / 32 + 5
-    assert "returned a int" in failure("--model", "my_models:number").message
+    assert "returned a value of type int" in failure("--model", "my_models:number").message
     assert isinstance(failure("--model", "my_models:absent"), UsageError)
 
 
@@ -185,4 +186,9 @@ def test_an_unreadable_checkpoint_is_bad_data(tmp_path: Path, content: bytes | N
 def test_a_checkpoint_of_another_model_is_bad_data(tmp_path: Path) -> None:
     path = tmp_path / "linear.safetensors"
     path.write_bytes(save(nn.Linear(2, 2).state_dict()))
-    assert failure("--checkpoint", str(path), "--model", "torchvision.models:resnet18").exit_code == 65
+    error = failure("--checkpoint", str(path), "--model", "torchvision.models:resnet18")
+    assert error.exit_code == 65
+    assert "Missing key(s)" in str(error)
+    assert "Name a state dict of that model" in str(error)
+    assert len(str(error)) < 600
+    assert not re.search(r"\n|\t|\.\s*\.", str(error))
