@@ -98,6 +98,7 @@ def test_the_table_shows_each_kind_its_share_and_the_score() -> None:
     assert conv == ["conv", "1,384,562,688", "1,383,342,080", "2,075,623,424", "42.693", "%"]
     assert "9,693,108" in output
     assert "writeup" not in output.splitlines()[0]
+    assert max(len(line) for line in output.splitlines()[1:]) <= 80
 
 
 def test_per_layer_adds_a_row_for_each_layer() -> None:
