@@ -131,13 +131,14 @@ case "${1:-}" in
     run_tests "${@:2}"
     ;;
   install)
-    case "${*:2}" in
+    extra=${*:2}
+    case "$extra" in
       dev) install requirements-dev.lock ;;
       google | kubernetes | tensorboard)
         install requirements.lock
-        install_extra "$2"
+        install_extra "$extra"
         ;;
-      *) fail "install takes google, kubernetes, tensorboard or dev, not ${*:2}" 2 ;;
+      *) fail "install takes google, kubernetes, tensorboard or dev, not ${extra:-nothing}" 2 ;;
     esac
     ;;
   '')

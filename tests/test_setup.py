@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "setup.sh"
     [
         (["test", "--fast"], None, 2, "--fast"),
         (["install", "numpy"], None, 2, "numpy"),
+        (["install"], None, 2, "tensorboard or dev, not nothing"),
         (["install", "google", "kubernetes"], None, 2, "google kubernetes"),
         (["test", "--soak", "--container"], None, 2, "--soak --container"),
         (["status", "x"], "/no/such/python3", 78, "/no/such/python3"),
