@@ -152,6 +152,21 @@ def test_of_many_differences_a_label_has_the_seed_only(tmp_path: Path) -> None:
     assert labels(runs) == ["first", "second", "seed 2"]
 
 
+def test_what_changed_between_attempts_is_shown(tmp_path: Path) -> None:
+    one = run(tmp_path, epochs=5, kills=2)
+    assert one.report is not None
+    assert "changed between attempts" not in page.render([one])
+    one.report["lineage"]["drift"] = [
+        {"generation": 2, "field": "code", "before": "aaaa", "now": "<b>"},
+        {"generation": 3, "field": "git", "before": None, "now": "bbbb"},
+    ]
+    html = page.render([one])
+    assert "What changed between attempts" in html
+    cells = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", html)]
+    assert ["2", "code", "aaaa", "&lt;b&gt;"] in cells
+    assert ["3", "git", "not known", "bbbb"] in cells
+
+
 def test_the_demos_data_is_named_in_words(tmp_path: Path) -> None:
     one = not_cifar100(run(tmp_path, epochs=5))
     assert one.report is not None
