@@ -27,6 +27,7 @@ from job.store import local_path, open_store
 from job.store.base import AbsentError
 
 MAX_REASON = 300  # characters: PyTorch names every tensor that is missing or not expected
+FIX_OF_PLACE = "Name a finished run or a .safetensors file"
 PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".tar")
 CONVERSION = (
     "import torch; from safetensors.torch import save_file; "
@@ -117,10 +118,10 @@ def _read(uri: str, weights_of_run: str) -> bytes:
     except AbsentError as error:
         path = local_path(folder)
         if path is not None and (path / name).is_dir():
-            raise DataError(f"{uri} is a folder", "Name a run's folder or a .safetensors file") from error
+            raise DataError(f"{uri} is a folder", FIX_OF_PLACE) from error
         if path is not None and path.is_dir():
-            raise DataError(f"{folder} has no {name}", "Name a run that is finished") from error
-        raise DataError(error.message, "Name a finished run or a .safetensors file") from error
+            raise DataError(f"{folder} has no {name}", FIX_OF_PLACE) from error
+        raise DataError(error.message, FIX_OF_PLACE) from error
     if data[8:9] != b"{" and data[:1] in (b"P", b"\x80"):  # a zip archive or a bare pickle, not a header
         raise _is_pickled(uri)
     return data
