@@ -75,7 +75,7 @@ print(*tomllib.load(sys.stdin.buffer)["project"]["optional-dependencies"][sys.ar
   # pip takes a lock, or names, but no names out of a lock: so it says first what it would install.
   report=$(mktemp)
   "${pip[@]}" --dry-run --report "$report" "${packages[@]}" \
-    --constraint <(sed -n 's/^\([^ ]*==[^ ]*\).*/\1/p' "$root/requirements-dev.lock") >&2
+    --constraint <(sed -n 's/^\([^ ]*==.*\) \\$/\1/p' "$root/requirements-dev.lock") >&2
   read -ra packages < <("$python" -c 'import json, sys
 print(*(entry["metadata"]["name"] for entry in json.load(sys.stdin)["install"]))' <"$report")
   rm "$report"
