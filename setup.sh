@@ -2,8 +2,8 @@
 # Makes the environment (.venv, once; under a second after that), then
 #   ./setup.sh                    puts CIFAR-100 in place
 #   ./setup.sh test [--soak]      runs every check and test; --soak adds the long proofs
-#   ./setup.sh test --container   builds the image and runs the tests of its containers (as root, 20 GB of disk)
-#   ./setup.sh install EXTRA      adds the packages of an extra: google, kubernetes, onnx or tensorboard
+#   ./setup.sh test --container   builds the image and runs the tests of its containers (as root, 25 GB of disk)
+#   ./setup.sh install EXTRA      adds the packages of an extra: google, kubernetes, onnx, tensorboard, or dev
 #   ./setup.sh COMMAND ...        runs `micronet COMMAND ...`, for example: ./setup.sh train --demo
 set -euo pipefail
 
@@ -75,7 +75,7 @@ print(*tomllib.load(sys.stdin.buffer)["project"]["optional-dependencies"][sys.ar
   # pip takes a lock, or names, but no names out of a lock: so it says first what it would install.
   report=$(mktemp)
   "${pip[@]}" --dry-run --report "$report" "${packages[@]}" \
-    --constraint <(sed -n 's/^\([^ ]*==[^ ]*\).*/\1/p' "$root/requirements-dev.lock") >&2
+    --constraint <(sed -n 's/^\([^ ]*==.*\) \\$/\1/p' "$root/requirements-dev.lock") >&2
   read -ra packages < <("$python" -c 'import json, sys
 print(*(entry["metadata"]["name"] for entry in json.load(sys.stdin)["install"]))' <"$report")
   rm "$report"
@@ -133,12 +133,15 @@ case "${1:-}" in
     run_tests "${@:2}"
     ;;
   install)
-    case "${*:2}" in
-      google | kubernetes | onnx | tensorboard) ;;
-      *) fail "install takes google, kubernetes, onnx or tensorboard, not ${*:2}" 2 ;;
+    extra=${*:2}
+    case "$extra" in
+      dev) install requirements-dev.lock ;;
+      google | kubernetes | onnx | tensorboard)
+        install requirements.lock
+        install_extra "$extra"
+        ;;
+      *) fail "install takes google, kubernetes, onnx, tensorboard or dev, not ${extra:-nothing}" 2 ;;
     esac
-    install requirements.lock
-    install_extra "$2"
     ;;
   '')
     install requirements.lock

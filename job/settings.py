@@ -262,6 +262,8 @@ RECIPES = {
 DEMO_CHECKPOINT_SECONDS = 5.0
 """Between the checkpoints of a demo, so that one which is killed on trial has something to resume from."""
 
+ATTENDED_RETRY_SECONDS = 5.0  # of a call of the store by a command that somebody waits for
+
 RETRY_SECONDS = 120.0
 """How long a call of a store is retried by default."""
 

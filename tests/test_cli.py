@@ -109,20 +109,25 @@ def test_the_cache_is_the_same_wherever_a_command_is_called_from(tmp_path: Path)
     assert folder.startswith(str(tmp_path / "home" / "micronet"))
 
 
-def test_the_status_of_a_run_whose_store_does_not_answer_ends_by_itself(tmp_path: Path) -> None:
+def test_a_command_that_somebody_waits_for_gives_a_dead_endpoint_up_in_seconds() -> None:
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))  # not listening: refused
         endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "job.cli", "status", "s3://bucket/run"],
-            env={**os.environ, **keys, "AWS_ENDPOINT_URL_S3": endpoint},
-            capture_output=True,
-            text=True,
-            timeout=60,  # the retries of a training take 120 s
-            check=False,
-        )
-    assert_one_clear_line(done, 74, endpoint)
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "job.cli", *command, "s3://bucket/run"],
+                env={**os.environ, **keys, "AWS_ENDPOINT_URL_S3": endpoint},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for command in (["status"], ["report"], ["evaluate"], ["score", "--checkpoint"])
+        ]
+        for process in started:
+            out, err = process.communicate(timeout=60)  # the retries of a training take 120 s
+            done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+            assert_one_clear_line(done, 74, endpoint)
 
 
 def test_a_page_goes_into_its_run_or_into_the_folder_of_several(tmp_path: Path) -> None:
@@ -149,12 +154,10 @@ def test_a_page_goes_into_its_run_or_into_the_folder_of_several(tmp_path: Path) 
         assert Path(here, done.stdout.strip()) == page
         text = page.read_text()
         assert ("seed 98" in text) == (len(words) != 1 or words[0] != runs / "a"), words
-        page.unlink()
-        assert not list(here.iterdir())
-    for _ in range(2):  # the page of several, or a note next to them, makes no run of their folder
-        (runs / "README.md").write_text("my runs")
-        done = report(runs)
-        assert (done.returncode, done.stdout.strip()) == (0, str(runs / "report.html")), done.stderr
+    assert [path.name for path in here.iterdir()] == ["told.html"]
+    (runs / "README.md").write_text("my runs")  # nor does a note next to the runs make one of their folder
+    done = report(runs)
+    assert (done.returncode, done.stdout.strip()) == (0, str(runs / "report.html")), done.stderr
     done = report(runs / "a", tmp_path / "else" / "b")
     assert done.returncode in (2, 65)
     assert_one_clear_line(report(here), 65, str(here), "no run")
@@ -182,6 +185,8 @@ def test_options_come_from_the_environment_too(archive: Path, tmp_path: Path) ->
         (["train", "--data", "ftp://host/x.tar.gz", "--device", "cpu"], ["ftp://host/x.tar.gz"]),
         (["train", "--device", "gpu1"], ["gpu1", "cuda:N"]),
         (["no-such-command"], ["no-such-command"]),
+        (["submit", "aws"], ["--run"]),
+        (["submit", "kubernetes", "--image", f"micronet@sha256:{'0' * 64}"], ["--run"]),
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], words: list[str]) -> None:
@@ -236,7 +241,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_training(
 
 def test_what_is_not_a_run_has_nothing_to_evaluate(tmp_path: Path) -> None:
     done = micronet("evaluate", tmp_path, "--demo", "--cache", tmp_path)
-    assert_one_clear_line(done, 65, str(tmp_path), "weights.safetensors")
+    assert_one_clear_line(done, 65, str(tmp_path), "weights.safetensors", "Name a finished run")
 
 
 def test_export_writes_class_folders(archive: Path, tmp_path: Path) -> None:

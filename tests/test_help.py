@@ -55,9 +55,17 @@ def test_each_summary_fits_in_80_columns() -> None:
 
 @pytest.mark.parametrize("command", NAMES)
 def test_each_default_and_each_option_is_explained(command: str) -> None:
-    text = micronet(command, "--help").stdout
+    text = " ".join(micronet(command, "--help").stdout.split())
     assert "(dynamic)" not in text
     assert "As before" not in text
+    assert "default: (" not in text
+
+
+def test_evaluate_says_that_it_takes_the_runs_own_data() -> None:
+    text = " ".join(micronet("evaluate", "--help", COLUMNS="80").stdout.split())
+    assert "Default: what the run's report names." in text
+    assert "CIFAR-100 from its home" not in text
+    assert "recipe" not in text
 
 
 def test_the_shell_completes_options() -> None:

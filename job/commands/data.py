@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from job.commands.options import cache_option, data_option, demo_option, option, sources
+from job.commands.options import cache_option, data_option, demo_data_option, option, sources
 
 PREVIEW_SCALE = 3  # pixels of the picture a pixel of the data set takes
 
@@ -18,7 +18,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @data_option
-@demo_option
+@demo_data_option
 @cache_option
 @option(
     "--export",

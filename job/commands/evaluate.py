@@ -10,12 +10,13 @@ import click
 from job.commands.options import (
     cache_option,
     chosen_device,
-    data_option,
-    demo_option,
+    demo_data_option,
     device_option,
     json_option,
+    setting_option,
     sources,
 )
+from job.settings import DataSettings
 
 EXAMPLES = """\b
 Examples:
@@ -26,8 +27,13 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("uri")
-@data_option
-@demo_option
+@setting_option(
+    DataSettings,
+    "data",
+    help="Archive of the data that the weights were trained on: a path, https://, file:// or s3:// address. "
+    "Default: what the run's report names.",
+)
+@demo_data_option
 @cache_option
 @device_option
 @json_option

@@ -86,7 +86,9 @@ def setting_option(
     Without a `flag` its name is the field's.
     """
     setting, default = settings.setting_of(owner, name)
-    attributes: dict[str, Any] = {"help": setting.help, "metavar": setting.metavar, "default": default}
+    attributes: dict[str, Any] = {"help": setting.help, "metavar": setting.metavar}
+    if default is not None:  # to click a default of None is a value, which `required` then takes
+        attributes |= {"default": default}
     declarations = (name,) if flag else ()
     flag = flag or f"--{name.replace('_', '-')}"
     if isinstance(default, bool):
@@ -128,8 +130,8 @@ def cache_option_for(what: str) -> Callable[[Command], Command]:
         DataSettings,
         "cache",
         default=default_cache,
-        show_default="~/.cache/micronet",
-        help=f"Folder for {what}.",
+        show_default=False,
+        help=f"Folder for {what}. Default: ~/.cache/micronet.",
     )
 
 
@@ -150,6 +152,7 @@ recipe_option = option(
 )
 start_option = setting_option(Origins, "start", flag="--from")
 teacher_option = setting_option(Origins, "teacher")
+demo_data_option = option("--demo", is_flag=True, help="Use the generated data set of `train --demo`.")
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from job.commands.options import option
+from job.settings import ATTENDED_RETRY_SECONDS
 
 EXAMPLES = """\b
 Examples:
@@ -48,7 +49,8 @@ def report(
     from job.view import exports, page
     from job.view.stored_run import read, runs_at
 
-    stores = [open_store(run) for uri in uris for run in runs_at(open_store(uri))]
+    named = [open_store(uri, ATTENDED_RETRY_SECONDS) for uri in uris]
+    stores = [open_store(run, ATTENDED_RETRY_SECONDS) for store in named for run in runs_at(store)]
     home = _home(uris, [store.uri for store in stores]) if output is None else None
     if show and home is not None and local_path(home) is None:
         raise click.UsageError("--open needs a file on this machine: name it with --output")

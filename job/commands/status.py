@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from job.commands.options import json_option, option
+from job.settings import ATTENDED_RETRY_SECONDS
 
 if TYPE_CHECKING:
     from job.store import Store
@@ -26,14 +27,15 @@ Examples:
 @option("--watch", is_flag=True, help="Show it every 5 s until the run is finished.")
 @json_option
 def status(uri: str, watch: bool, as_json: bool) -> None:
-    """Show where the run at URI stands, read from its objects alone."""
+    """Show how far the run at URI is, from its files alone."""
     from job.store import open_store
     from job.view import status as view
 
+    store = open_store(uri, ATTENDED_RETRY_SECONDS)  # short, so that --watch shows an outage while it lasts
     if watch:
-        _watch(open_store(uri, view.RETRY_SECONDS), as_json)
+        _watch(store, as_json)
     else:
-        seen = view.read(open_store(uri, view.RETRY_SECONDS))
+        seen = view.read(store)
         click.echo(json.dumps(seen.to_json()) if as_json else view.lines(seen))
 
 

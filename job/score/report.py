@@ -21,7 +21,7 @@ SCHEMA = "micronet.score-report/1"
 THRESHOLD = 0.8  # the challenge's: at least 8,000 of the 10,000 test images, without rounding
 
 NOTES = {
-    "writeup": "convolutions, linear layers without bias, average pools; a multiplication counts 1/2",
+    "writeup": "convolutions, linear layers (no bias), average pools; a multiplication is 1/2",
     "leaderboard": "as writeup, and the ReLU modules: what was listed in 2019",
     "official": "everything the network does, batch norms folded where they may",
 }
@@ -82,8 +82,8 @@ def text(scores: Scores, per_layer: bool = False) -> str:
     for name, tally in scores.rule_sets.items():
         figure = f": {tally.score:.7f}" if tally.baseline else ""
         freebie = "; 16-bit freebie" if name == "official" and scores.freebie else ""
-        title = f"{name}{figure}\n{NOTES[name]}{freebie}"
-        console.print(_table(title, tally, tally.layers() if per_layer else []))
+        console.print(f"{name}{figure}\n{NOTES[name]}{freebie}\n")
+        console.print(_table(tally, tally.layers() if per_layer else []), "")
         if name == "official" and scores.accumulators:
             console.print(_accumulators(tally.with_accumulators()))
     for operator in scores.unknown:
@@ -98,18 +98,19 @@ def _accumulators(tally: Tally) -> str:
     return f"with the declared accumulators: {float(tally.total):,.0f} operations{figure}\n{ACCUMULATORS}\n"
 
 
-def _table(title: str, tally: Tally, layers: list[LayerRow]) -> Table:
+def _table(tally: Tally, layers: list[LayerRow]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+    # 80 columns wide for the default network.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     if layers:
         table.add_column("layer", overflow="fold")
     table.add_column("kind")
     for column in ("multiplications", "additions", "counted", "parameters"):
         table.add_column(column, justify="right")
     if tally.baseline:
-        table.add_column("share of score", justify="right")
+        table.add_column("share", justify="right")
     lead = [""] if layers else []
     for row in layers:
         operations, parameters = Fraction(row.counted), Fraction(row.parameters)
@@ -137,7 +138,7 @@ def _numbers(row: LayerRow | Sums) -> list[str]:
 
 
 def _share(tally: Tally, operations: Fraction = Fraction(), parameters: Fraction = Fraction()) -> list[str]:
-    """Return the cell of the column `share of score`; none without a baseline."""
+    """Return the cell of the column `share`; none without a baseline."""
     if tally.baseline is None:
         return []
     return [f"{100 * tally.part(parameters, operations) / tally.score:.3f} %" if tally.score else ""]

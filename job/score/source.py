@@ -22,9 +22,12 @@ from job.network.wide_resnet import wide_resnet
 from job.score.graph import Operation
 from job.score.operations import OwnRule
 from job.score.trace import described
+from job.settings import ATTENDED_RETRY_SECONDS
 from job.store import local_path, open_store
 from job.store.base import AbsentError
 
+MAX_REASON = 300  # characters: PyTorch names every tensor that is missing or not expected
+FIX_OF_PLACE = "Name a finished run or a .safetensors file"
 PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".tar")
 CONVERSION = (
     "import torch; from safetensors.torch import save_file; "
@@ -57,7 +60,10 @@ def subject(checkpoint: str | None, factory: str | None, weights_of_run: str) ->
         try:
             model.load_state_dict(load_tensors(_read(checkpoint, weights_of_run)))
         except (SafetensorError, RuntimeError) as error:
-            raise DataError(f"{checkpoint} does not fit {factory}: {error}") from error
+            reason = " ".join(str(error).split())[:MAX_REASON].rstrip(" .")
+            raise DataError(
+                f"{checkpoint} does not fit {factory}: {reason}", "Name a state dict of that model"
+            ) from error
         return Subject(f"{factory} with {checkpoint}", model)
     if checkpoint is None:
         return Subject("WideResNet-22-6", wide_resnet())
@@ -108,14 +114,14 @@ def _read(uri: str, weights_of_run: str) -> bytes:
         raise _is_pickled(uri)
     folder, name = weights.locate(uri, weights_of_run)
     try:
-        data = open_store(folder).get(name).data
+        data = open_store(folder, ATTENDED_RETRY_SECONDS).get(name).data
     except AbsentError as error:
         path = local_path(folder)
         if path is not None and (path / name).is_dir():
-            raise DataError(f"{uri} is a folder", "Name a run's folder or a .safetensors file") from error
+            raise DataError(f"{uri} is a folder", FIX_OF_PLACE) from error
         if path is not None and path.is_dir():
-            raise DataError(f"{folder} has no {name}", "Name a run that is finished") from error
-        raise
+            raise DataError(f"{folder} has no {name}", FIX_OF_PLACE) from error
+        raise DataError(error.message, FIX_OF_PLACE) from error
     if data[8:9] != b"{" and data[:1] in (b"P", b"\x80"):  # a zip archive or a bare pickle, not a header
         raise _is_pickled(uri)
     return data
@@ -128,6 +134,10 @@ def _is_pickled(uri: str) -> DataError:
         f"{uri} is a pickled checkpoint, which could run code when it is loaded",
         f'Convert its state dict once: python -c "{command}"',
     )
+
+
+def _type(value: object) -> str:
+    return f"a value of type {type(value).__name__}"
 
 
 def _made(factory: str) -> nn.Module:
@@ -145,7 +155,7 @@ def _made(factory: str) -> nn.Module:
         pass  # some functions written in C have no signature
     model = _called("--model", factory, function)
     if not isinstance(model, nn.Module):
-        raise UsageError(f"--model: {factory} returned a {type(model).__name__}, not a torch.nn.Module")
+        raise UsageError(f"--model: {factory} returned {_type(model)}, not a torch.nn.Module")
     return model
 
 
@@ -164,7 +174,7 @@ def _imported(option: str, name: str) -> Callable[..., Any]:
     except AttributeError as error:
         raise UsageError(f"{option}: {module_name} has no {attribute!r}", "Name a function in it") from error
     if not callable(function):
-        raise UsageError(f"{option}: {name} is a {type(function).__name__}, not a function")
+        raise UsageError(f"{option}: {name} is {_type(function)}, not a function")
     result: Callable[..., Any] = function
     return result
 

@@ -156,7 +156,7 @@ def described(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith((*NOT_THE_MODEL, IMPORTS, "<"))
     ]
-    message = " ".join(str(error).split())
+    message = " ".join(str(error).split()).rstrip(".")
     places = ", called at ".join(reversed(frames[-FRAMES:]))
     return f"{type(error).__name__}: {message}" + (f", at {places}" if places else "")
 

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from job.data.archive import CIFAR100, place
 from job.data.cifar import Dataset
 from job.data.dataset import prepare, recall
-from job.errors import ConfigurationError
+from job.errors import ConfigurationError, DataError
 from job.machine import device as devices
 from job.machine import faults
 from job.network import weights
 from job.network.weights import NetworkInfo
 from job.run import documents, layout
-from job.settings import DEMO_DATA
+from job.settings import ATTENDED_RETRY_SECONDS, DEMO_DATA
 from job.store import Store, local_path, open_store
 from job.store.base import AbsentError
 from job.train.loader import DeviceData, Images, Normalisation
@@ -155,8 +155,12 @@ def assess(uri: str, sources: tuple[str, ...], cache: str, requested_device: str
     `uri` is a run or a .safetensors file in one; the data is that of `trained_on`.
     """
     folder, name = weights.locate(uri, layout.WEIGHTS)
-    store = open_store(folder)
-    network, info = weights.load(store.get(name).data)
+    store = open_store(folder, ATTENDED_RETRY_SECONDS)
+    try:
+        saved = store.get(name).data
+    except AbsentError as error:
+        raise DataError(error.message, "Name a finished run or a .safetensors file") from error
+    network, info = weights.load(saved)
     device = devices.choose(requested_device)
     devices.configure(deterministic=True)
     dataset = trained_on(store, info, sources, Path(cache))

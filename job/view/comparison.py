@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,15 +101,15 @@ def recipe_differences(runs: Sequence[StoredRun]) -> dict[str, list[Any]]:
 def labels(runs: Sequence[StoredRun]) -> list[str]:
     """Return what to call each run: its folder's name with what its recipe has that another's has not.
 
-    Of more than three differences the number is given. No two labels are equal.
+    Of more than three differences only the seed is given: the page's table of recipes has the others. No two
+    labels are equal.
     """
     differences = recipe_differences(runs)
     found: list[str] = []
     for index, run in enumerate(runs):
-        values = [f"{name} {of_runs[index]}" for name, of_runs in differences.items()]
-        values = [value for value in values if value.replace(" ", "-") != run.name]  # seed-23 of --array
-        if len(values) > MOST_DIFFERENCES:
-            values = [f"{len(values)} differences"]
+        shown = [name for name in differences if name == "seed" or len(differences) <= MOST_DIFFERENCES]
+        values = [f"{name} {differences[name][index]}" for name in shown]
+        values = [value for value in values if value != re.sub("[-_]", " ", run.name)]  # seed-23 of --array
         label = f"{run.name} ({', '.join(values)})" if values else run.name
         repeats = sum(earlier == label or earlier.startswith(f"{label} #") for earlier in found)
         found.append(f"{label} #{repeats + 1}" if repeats else label)

@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from job.run import layout
-from job.settings import PRECISIONS
+from job.settings import DEMO_DATA, PRECISIONS
 from job.store.base import Store
 from job.text import duration, ordinal, percent
 from job.view import curves, standing
@@ -203,7 +203,7 @@ def _environment(runs: Sequence[StoredRun]) -> list[tuple[str, list[str]]]:
         ("device", [report["training"]["device"] for report in reports]),
         ("precision", [report["training"]["precision"] for report in reports]),
         ("deterministic", [report["training"]["deterministic"] for report in reports]),
-        ("data", [report["data"]["source"] for report in reports]),
+        ("data", [_source(report["data"]["source"]) for report in reports]),
         ("data, SHA-256", [report["data"]["sha256"] for report in reports]),
         ("weights, SHA-256", [report["weights"]["sha256"] for report in reports]),
     ]
@@ -214,6 +214,10 @@ def _environment(runs: Sequence[StoredRun]) -> list[tuple[str, list[str]]]:
         for name, values in rows
         if any(value is not None for value in values)
     ]
+
+
+def _source(uri: str) -> str:
+    return "generated, as train --demo does" if uri == DEMO_DATA else uri
 
 
 def _shown(value: Any) -> str:

@@ -23,7 +23,6 @@ SILENT = "silent"
 SILENT_SECONDS = 3 * HEARTBEAT_SECONDS  # without a heartbeat before an attempt is called silent
 
 WATCH_SECONDS = 5.0
-RETRY_SECONDS = 5.0  # for a call of the store, so that an outage is shown while it lasts
 
 MAX_SHOWN = 500  # characters of a line
 

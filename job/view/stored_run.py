@@ -121,17 +121,13 @@ def read(store: Store) -> StoredRun:
 
 
 def runs_at(store: Store) -> list[str]:
-    """Return the address of the run in `store` or, where it holds none itself, of each run below it."""
+    """Return the address of the run in `store` or, where it holds none itself, of each run below it.
+
+    Other files may lie next to the runs, such as the page that compares them.
+    """
     found = [entry.key.rpartition("/") for entry in store.list()]
     runs = sorted({folder for folder, _, name in found if name in (layout.RECIPE, layout.REPORT)})
-    own = (
-        layout.RECIPE,
-        layout.REPORT,
-        layout.HISTORY,
-    )  # a page of several, say, makes no run of their folder
-    itself = any(
-        name in own if not folder else folder.split("/")[0] == layout.CLAIMS for folder, _, name in found
-    )
+    itself = "" in runs or any(folder.split("/")[0] == layout.CLAIMS for folder, _, _ in found)
     return [store.uri] if itself or not runs else [f"{store.uri}/{run}" for run in runs]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -97,6 +98,7 @@ def test_the_table_shows_each_kind_its_share_and_the_score() -> None:
     assert conv == ["conv", "1,384,562,688", "1,383,342,080", "2,075,623,424", "42.693", "%"]
     assert "9,693,108" in output
     assert "writeup" not in output.splitlines()[0]
+    assert max(len(line) for line in output.splitlines()[1:]) <= 80
 
 
 def test_per_layer_adds_a_row_for_each_layer() -> None:
@@ -142,7 +144,7 @@ def test_any_factory_is_scored_on_any_input(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "bits.json").write_text('{"parameters": {"1.weight": 4}}')
     declared = printed("--model", "my_models:tiny", "--input", "3,2,2", "--bits", "bits.json")
     assert declared["official"]["parameters"] == 60 * 4 / 32 + 5
-    assert "returned a int" in failure("--model", "my_models:number").message
+    assert "returned a value of type int" in failure("--model", "my_models:number").message
     assert isinstance(failure("--model", "my_models:absent"), UsageError)
 
 
@@ -185,4 +187,9 @@ def test_an_unreadable_checkpoint_is_bad_data(tmp_path: Path, content: bytes | N
 def test_a_checkpoint_of_another_model_is_bad_data(tmp_path: Path) -> None:
     path = tmp_path / "linear.safetensors"
     path.write_bytes(save(nn.Linear(2, 2).state_dict()))
-    assert failure("--checkpoint", str(path), "--model", "torchvision.models:resnet18").exit_code == 65
+    error = failure("--checkpoint", str(path), "--model", "torchvision.models:resnet18")
+    assert error.exit_code == 65
+    assert "Missing key(s)" in str(error)
+    assert "Name a state dict of that model" in str(error)
+    assert len(str(error)) < 600
+    assert not re.search(r"\n|\t|\.\s*\.", str(error))

@@ -114,7 +114,7 @@ def output(*arguments: str) -> str:
         ("strange_models", "not PACKAGE.MODULE:FUNCTION"),
         ("no_such_module:tiny", "No module named 'no_such_module'"),
         ("strange_models:absent", "strange_models has no 'absent'"),
-        ("strange_models:not_a_factory", "is a int, not a function"),
+        ("strange_models:not_a_factory", "is a value of type int, not a function"),
         ("strange_models:instance", "is a module"),
         ("strange_models:sized", "called without arguments: missing a required argument: 'outputs'"),
         ("strange_models:quits", "raised SystemExit: 3"),
@@ -271,6 +271,7 @@ def test_a_folder_that_exists_is_not_said_to_be_missing(tmp_path: Path) -> None:
     assert error.message == "unfinished has no weights.safetensors"
     assert failure("--checkpoint", "odd.safetensors").message == "odd.safetensors is a folder"
     assert "there is no" in failure("--checkpoint", "nowhere").message
+    assert "Name a finished run" in failure("--checkpoint", "nowhere").fix
 
 
 def test_the_header_names_model_image_and_baseline() -> None:
@@ -286,7 +287,7 @@ def test_the_header_names_model_image_and_baseline() -> None:
 def test_another_image_has_a_score_only_with_a_baseline() -> None:
     arguments = ["--model", "strange_models:tiny", "--rules", "official"]
     bare = output(*arguments)
-    assert "share of score" not in bare
+    assert "share" not in bare
     assert "official\n" in bare
     assert '"score"' not in output(*arguments, "--json")
     # 60 products at half, 60 additions; 65 parameters at half.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -175,6 +176,14 @@ def test_the_epoch_is_chosen_with_the_keyboard(visit: Any) -> None:
     assert readout.text_content().startswith("epoch 2:  test ")
     row = tab.locator("table.epochs tbody tr").nth(1).locator("td")
     assert row.nth(1).text_content() in readout.text_content()
+
+
+def test_a_readout_separates_a_runs_name_from_its_value(visit: Any) -> None:
+    tab = visit("seeds")
+    tab.locator("#epoch").focus()
+    tab.keyboard.press("Home")
+    text = tab.locator("figure.plot .readout").first.text_content()
+    assert re.fullmatch(r"epoch 1:  seed-0: [\d.]+ %   seed-1: [\d.]+ %   seed-2: [\d.]+ %", text)
 
 
 def test_the_epoch_follows_the_pointer(visit: Any) -> None:

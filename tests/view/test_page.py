@@ -14,6 +14,7 @@ from markupsafe import escape
 
 from job.store import open_store
 from job.view import page
+from job.view.comparison import labels
 from job.view.stored_run import StoredRun, read
 from tests.view.runs import write_run
 
@@ -131,6 +132,50 @@ def test_runs_have_their_folders_names_and_differences_with_the_hash_next_to_it(
     assert f" · {runs[0].identity}</p>" in alone
 
 
+def test_a_hash_that_is_the_folders_name_is_not_repeated(tmp_path: Path) -> None:
+    one = run(tmp_path / "a", epochs=5)
+    named = replace(one, uri=str(tmp_path / one.identity))
+    assert f"/{named.name}</p>" in page.render([named])
+    assert "<br><small>" not in page.render([named, named])
+
+
+def test_of_many_differences_a_label_has_the_seed_only(tmp_path: Path) -> None:
+    names = ("first", "second", "seed 2")
+    runs = [run(tmp_path / name, epochs=5, seed=seed) for seed, name in enumerate(names)]
+    assert labels(runs) == ["first (seed 0)", "second (seed 1)", "seed 2"]
+    runs[1].recipe.update(width=5, depth=28, mixup_alpha=0.0)
+    assert labels(runs) == ["first (seed 0)", "second (seed 1)", "seed 2"]
+    for one in runs:
+        one.recipe["seed"] = 0
+    assert labels(runs)[1] == "second (depth 28, width 5, mixup_alpha 0.0)"
+    runs[0].recipe["holdout"] = 100
+    assert labels(runs) == ["first", "second", "seed 2"]
+
+
+def test_what_changed_between_attempts_is_shown(tmp_path: Path) -> None:
+    one = run(tmp_path, epochs=5, kills=2)
+    assert one.report is not None
+    assert "changed between attempts" not in page.render([one])
+    one.report["lineage"]["drift"] = [
+        {"generation": 2, "field": "code", "before": "aaaa", "now": "<b>"},
+        {"generation": 3, "field": "git", "before": None, "now": "bbbb"},
+    ]
+    html = page.render([one])
+    assert "What changed between attempts" in html
+    cells = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", html)]
+    assert ["2", "code", "aaaa", "&lt;b&gt;"] in cells
+    assert ["3", "git", "not known", "bbbb"] in cells
+
+
+def test_the_demos_data_is_named_in_words(tmp_path: Path) -> None:
+    one = not_cifar100(run(tmp_path, epochs=5))
+    assert one.report is not None
+    one.report["data"]["source"] = "demo:"
+    html = page.render([one])
+    assert "generated, as train --demo does" in html
+    assert "demo:" not in html
+
+
 def test_the_recipe_is_shown_and_what_differs_comes_first(tmp_path: Path) -> None:
     runs = [run(tmp_path / "a", epochs=5), run(tmp_path / "b", epochs=5)]
     runs[1].recipe["weight_decay"] = 0.25
@@ -193,7 +238,11 @@ def test_the_precision_explains_why_best_and_final_differ(tmp_path: Path) -> Non
     bf16 = run(tmp_path, epochs=5)
     assert bf16.report is not None
     assert bf16.report["accuracy"]["best"]["epoch"] == 5
-    assert "these are the final weights, so a difference is that of the precision" in page.render([bf16])
+    clause = "It was measured in bf16, as each epoch is: these are the final weights"
+    bf16.report["accuracy"]["best"]["value"] = bf16.report["accuracy"]["final"] + 0.001
+    assert f"{clause}, so the difference comes from the precision." in page.render([bf16])
+    bf16.report["accuracy"]["best"]["value"] = bf16.report["accuracy"]["final"]
+    assert "It was measured in bf16, as each epoch is." in page.render([bf16])
     bf16.report["accuracy"]["best"]["epoch"] = 4
     html = page.render([bf16])
     assert "It was measured in bf16, as each epoch is; the final weights are measured in fp32." in html

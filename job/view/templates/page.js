@@ -19,7 +19,7 @@ if (slider) {
     const values = tables.flatMap((table) => names.map((column) => {
       const value = valueIn(table, column, epoch);
       if (!value) return [];
-      if (tables.length > 1) return [`${table.dataset.run} ${value}`];
+      if (tables.length > 1) return [`${table.dataset.run}: ${value}`];
       return [names.length > 1 ? `${{ test_loss: "test", train_loss: "training", accuracy: "test",
         holdout_accuracy: "hold-out" }[column]} ${value}` : value];
     }).flat());
