@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parents[1] / "setup.sh"
         (["install", "numpy"], None, 2, "numpy"),
         (["install"], None, 2, "tensorboard or dev, not nothing"),
         (["install", "google", "kubernetes"], None, 2, "google kubernetes"),
-        (["install", "torch"], None, 2, "google, kubernetes, onnx or tensorboard"),
+        (["install", "torch"], None, 2, "google, kubernetes, onnx, tensorboard or dev"),
         (["test", "--soak", "--container"], None, 2, "--soak --container"),
         (["status", "x"], "/no/such/python3", 78, "/no/such/python3"),
         ([], "no-such-python", 78, "no-such-python"),
