@@ -109,12 +109,12 @@ run_tests() {
       return
       ;;
   esac
-  ensure g++=g++ chromium=chromium
+  ensure g++=g++ chromium=chromium munged=munge slurmctld=slurmctld slurmd=slurmd sbatch=slurm-client
   ruff check .
   ruff format --check .
   mypy
   lint-imports
-  shellcheck setup.sh .ci/run entrypoint.sh bench/first_hour.sh
+  shellcheck setup.sh .ci/run entrypoint.sh bench/first_hour.sh infra/slurm/micronet.sbatch
   hadolint Dockerfile
   # One thread each: two processes with two each would mostly wait for one another.
   OMP_NUM_THREADS=1 python -m pytest -m "$selected" -n 2 --dist loadfile

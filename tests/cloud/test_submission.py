@@ -213,7 +213,12 @@ def test_the_documents_are_what_the_readme_s_commands_print(tmp_path: Path) -> N
     assert printed == {path: (ROOT / path).read_text() for path in printed}
 
 
-ELSEWHERE = {"AWS_BATCH_JOB_ARRAY_INDEX": "3", "BATCH_TASK_INDEX": "3", "JOB_COMPLETION_INDEX": "3"}
+ELSEWHERE = {
+    "AWS_BATCH_JOB_ARRAY_INDEX": "3",
+    "BATCH_TASK_INDEX": "3",
+    "JOB_COMPLETION_INDEX": "3",
+    "SLURM_ARRAY_TASK_ID": "3",
+}
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
