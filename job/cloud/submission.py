@@ -40,7 +40,7 @@ class Submission:
     """A training run, or with `seeds` an array of them, as it is submitted to a scheduler."""
 
     name: str
-    run: str  # s3:// address; of an array, the prefix its runs are under
+    run: str  # s3:// or gs:// address; of an array, the prefix its runs are under
     arguments: tuple[str, ...]  # of the image's entry point
     environment: Mapping[str, str]
     gpu: bool
@@ -128,9 +128,9 @@ def recipe_arguments(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def _check(run: str, image: str | None, variables: Mapping[str, str], data: Sequence[str]) -> None:
-    if not re.fullmatch(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*/.*[^/]", run):
+    if not re.fullmatch(r"(s3|gs)://[A-Za-z0-9][A-Za-z0-9._-]*/.*[^/]", run):
         raise UsageError(
-            f"--run: {redact(run)!r} is not s3://bucket/prefix",
+            f"--run: {redact(run)!r} is not s3://bucket/prefix or gs://bucket/prefix",
             "A job's machine and its disk go away: name a bucket",
         )
     if image is not None and not _DIGEST.fullmatch(image):

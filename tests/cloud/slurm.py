@@ -16,7 +16,9 @@ from tests.servers import free_ports
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
 """Each with its package in Debian."""
 
-START_SECONDS, JOB_SECONDS = 30, 120
+START_SECONDS, JOB_SECONDS = 30, 400
+
+UNFINISHED = {"PENDING", "RUNNING", "SIGNALING", "COMPLETING"}
 
 SETTINGS = """\
 ClusterName=micronet
@@ -101,7 +103,7 @@ class Cluster:
         deadline = time.monotonic() + JOB_SECONDS
         while True:
             states = [self.field(job, "JobState") for job in jobs]
-            if not {"PENDING", "RUNNING", "COMPLETING"} & set(states):
+            if not UNFINISHED & set(states):
                 return states
             assert time.monotonic() < deadline, states
             time.sleep(0.1)

@@ -21,6 +21,7 @@ from tests.cloud.documents import (
     assert_one_clear_line,
     google_job,
     micronet,
+    refusal,
     rendered,
 )
 from tests.cloud.servers import Recorder, nobody
@@ -70,6 +71,38 @@ def test_an_array_and_a_run_without_a_gpu() -> None:
     commands = group["taskSpec"]["runnables"][0]["container"]["commands"]
     assert commands[-3:] == ["--demo", "--grace", "25"]
     assert job["allocationPolicy"]["instances"][0]["installGpuDrivers"] is False
+
+
+def policy(*options: str) -> dict[str, Any]:
+    """Return the policy of a job's instances; the official client knows all its fields."""
+    job = rendered(*OPTIONS, *options)
+    batch_v1.Job.from_json(job, ignore_unknown_fields=False)
+    return json.loads(job)["allocationPolicy"]["instances"][0]["policy"]  # type: ignore[no-any-return]
+
+
+def test_a_driver_and_a_gpu_are_named() -> None:
+    assert "accelerators" not in policy()
+    l4 = {"type": "nvidia-l4", "count": 1, "driverVersion": "580.95.05"}
+    assert policy("--driver=580.95.05")["accelerators"] == [l4]
+    t4 = policy("--machine-type=n1-standard-4", "--accelerator=nvidia-tesla-t4")
+    assert (t4["machineType"], t4["accelerators"]) == (
+        "n1-standard-4",
+        [{"type": "nvidia-tesla-t4", "count": 1}],
+    )
+
+
+def test_a_driver_for_an_unknown_gpu_is_refused() -> None:
+    error = refusal(*OPTIONS, "--machine-type=n1-standard-4", "--driver=580.95.05", "--dry-run")
+    assert error.exit_code == 2
+    assert "n1-standard-4" in error.message
+    assert "--accelerator" in error.fix
+
+
+def test_a_run_in_google_s_own_storage_needs_no_secret() -> None:
+    words = [word.replace("s3://", "gs://") for word in OPTIONS]
+    (group,) = json.loads(rendered(*words))["taskGroups"]
+    assert group["taskSpec"]["runnables"][0]["container"]["commands"][2] == "gs://my-bucket/runs/first"
+    assert group["taskSpec"]["environment"]["secretVariables"] == {}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +181,29 @@ def test_refusals(
 def test_refused_on_the_command_line(recorder: Recorder, account: str) -> None:
     recorder.status, recorder.answer = 403, {"error": {"code": 403, "message": "the reason given"}}
     assert_one_clear_line(submit(account, recorder.uri), 77, "the reason given", "roles/batch.jobsEditor")
+
+
+@pytest.mark.parametrize(
+    ("message", "fix"),
+    [
+        (
+            "Permission 'iam.serviceaccounts.actAs' denied on service account x",
+            "roles/iam.serviceAccountUser",
+        ),
+        (
+            "Permission 'batch.jobs.create' denied on 'projects/p/locations/l/jobs/j'",
+            "roles/batch.jobsEditor",
+        ),
+        ("Batch API has not been used in project 1 before or it is disabled", "gcloud services enable"),
+    ],
+)
+def test_a_refusal_names_the_role_that_is_missing(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, account: str, message: str, fix: str
+) -> None:
+    recorder.status, recorder.answer = 403, {"error": {"code": 403, "message": message}}
+    with pytest.raises(PermissionRefusedError) as caught:
+        called(monkeypatch, account, recorder.uri)
+    assert fix in caught.value.fix
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, account: str) -> None:

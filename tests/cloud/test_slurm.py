@@ -97,7 +97,7 @@ def test_signalled_before_its_time_limit_a_run_is_requeued_and_keeps_its_bits(cl
 
 @pytest.mark.soak
 def test_taken_away_and_at_its_time_limit_a_run_is_requeued_and_keeps_its_bits(cluster: Cluster) -> None:
-    run = Run(cluster, 900, "--time=1")  # a minute is the shortest; Slurm looks each 30 s
+    run = Run(cluster, 900, "--time=1")  # the shortest
     run.wait_for_progress()
     cluster.requeue(run.job)
     assert run.differences() == []
@@ -139,11 +139,20 @@ def test_the_tasks_of_an_array_know_its_size_and_their_places(cluster: Cluster) 
     assert (cluster.folder / "task-3").read_text() == "4 1 train --run runs/seeds\n"
 
 
-@pytest.mark.parametrize(("code", "restarts", "requeued"), [(74, 9, True), (74, 10, False), (75, 99, True)])
-def test_a_fault_is_requeued_ten_times_and_a_preemption_always(
-    tmp_path: Path, code: int, restarts: int, requeued: bool
+@pytest.mark.parametrize(
+    ("code", "restarts", "state", "requeued"),
+    [
+        (74, 9, "RUNNING", True),
+        (74, 10, "RUNNING", False),
+        (75, 99, "SIGNALING", True),
+        (75, 0, "CANCELLED", False),
+    ],
+)
+def test_a_running_job_is_requeued_ten_times_after_a_fault_and_always_after_a_preemption(
+    tmp_path: Path, code: int, restarts: int, state: str, requeued: bool
 ) -> None:
-    launcher(tmp_path / "scontrol", 'echo "$@" >>"$0.calls"; echo "JobId=7 JobState=RUNNING Reason=None"')
+    said = f"JobId=7 JobState={state} Reason=None"
+    launcher(tmp_path / "scontrol", f'echo "$@" >>"$0.calls"; echo "{said}"')
     variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
     variables |= {"LAUNCH": launcher(tmp_path / "launch", f"exit {code}")}
     path = os.pathsep.join((str(tmp_path), os.environ["PATH"]))
