@@ -44,15 +44,11 @@ def test_the_document_parses_strictly() -> None:
     assert instance.install_gpu_drivers
     (runnable,) = spec.runnables
     assert runnable.container.image_uri == IMAGE
-    assert runnable.container.commands[:3] == ["train", "--run", "s3://my-bucket/runs/first"]
+    assert runnable.container.commands[:3] == ["train", "--run", "gs://my-bucket/runs/first"]
     assert "--read-only" in runnable.container.options
     assert "--shm-size=1024m" in runnable.container.options
-    assert spec.environment.variables["AWS_ENDPOINT_URL_S3"] == "https://s3.example.com"
-    secrets = "projects/my-project/secrets"
-    assert dict(spec.environment.secret_variables) == {
-        "AWS_ACCESS_KEY_ID": f"{secrets}/s3-key/versions/latest",
-        "AWS_SECRET_ACCESS_KEY": f"{secrets}/s3-secret/versions/latest",
-    }
+    assert not spec.environment.secret_variables  # the machine's identity is enough
+    assert job.allocation_policy.service_account.email == "micronet@my-project.iam.gserviceaccount.com"
     assert job.logs_policy.destination == batch_v1.LogsPolicy.Destination.CLOUD_LOGGING
 
 
@@ -98,11 +94,15 @@ def test_a_driver_for_an_unknown_gpu_is_refused() -> None:
     assert "--accelerator" in error.fix
 
 
-def test_a_run_in_google_s_own_storage_needs_no_secret() -> None:
-    words = [word.replace("s3://", "gs://") for word in OPTIONS]
-    (group,) = json.loads(rendered(*words))["taskGroups"]
-    assert group["taskSpec"]["runnables"][0]["container"]["commands"][2] == "gs://my-bucket/runs/first"
-    assert group["taskSpec"]["environment"]["secretVariables"] == {}
+def test_a_run_in_another_store_has_its_address_and_its_keys() -> None:
+    key = "projects/my-project/secrets/s3-key/versions/latest"
+    store = "AWS_ENDPOINT_URL_S3=https://s3.example.com"
+    (group,) = json.loads(rendered(*OPTIONS, "--env", store, "--secret", f"AWS_ACCESS_KEY_ID={key}"))[
+        "taskGroups"
+    ]
+    environment = group["taskSpec"]["environment"]
+    assert environment["variables"]["AWS_ENDPOINT_URL_S3"] == "https://s3.example.com"
+    assert environment["secretVariables"] == {"AWS_ACCESS_KEY_ID": key}
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_names_are_such_as_every_scheduler_takes(run: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "run", ["runs/first", "file:///runs/first", "s3://bucket", "s3://bucket/", "s3:///a"]
+    "run", ["runs/first", "file:///runs/first", "s3://bucket", "s3://bucket/", "s3:///a", "gs://bucket"]
 )
 def test_a_run_must_outlive_its_machine(run: str) -> None:
     with pytest.raises(UsageError, match="s3://bucket/prefix"):
