@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from job.checks.laboratory import Result, differences, write_data
-from job.errors import RETRYABLE
 from job.run.claims import latest
 from job.store import open_store
 from tests.cloud.documents import INFRA, ROOT
 from tests.cloud.slurm import Cluster, missing
+from tests.cloud.test_retry_rules import DESIGNED
 from tests.forked import started
 from tests.metadata import nowhere
 
@@ -97,7 +97,7 @@ def test_signalled_before_its_time_limit_a_run_is_requeued_and_keeps_its_bits(cl
 
 @pytest.mark.soak
 def test_taken_away_and_at_its_time_limit_a_run_is_requeued_and_keeps_its_bits(cluster: Cluster) -> None:
-    run = Run(cluster, 900, "--time=1")  # the shortest
+    run = Run(cluster, 400, "--time=1")  # the shortest
     run.wait_for_progress()
     cluster.requeue(run.job)
     assert run.differences() == []
@@ -109,13 +109,11 @@ def test_taken_away_and_at_its_time_limit_a_run_is_requeued_and_keeps_its_bits(c
 def test_only_what_deserves_it_is_requeued(cluster: Cluster) -> None:
     # `train` is the first of the words, and the exit code the second.
     first = launcher(cluster.folder / "first", '[ -n "$SLURM_RESTART_COUNT" ] || exit "$2"')
-    codes = [*RETRYABLE, 0, 1, 78, 143]
-    jobs = {code: cluster.submit(SCRIPT, str(code), LAUNCH=first) for code in codes}
-    ended = dict(zip(codes, cluster.end(*jobs.values()), strict=True))
-    assert {code: cluster.restarts(job) for code, job in jobs.items()} == {
-        code: int(code in RETRYABLE) for code in codes
-    }
-    assert ended == {code: "COMPLETED" if code in (*RETRYABLE, 0) else "FAILED" for code in codes}
+    jobs = {code: cluster.submit(SCRIPT, str(code), LAUNCH=first) for code in DESIGNED}
+    states = dict(zip(DESIGNED, cluster.end(*jobs.values()), strict=True))
+    for code, action in DESIGNED.items():
+        state = "FAILED" if action == "fail" else "COMPLETED"
+        assert (states[code], cluster.restarts(jobs[code])) == (state, int(action == "retry")), code
 
 
 def test_a_cancelled_job_stays_cancelled(cluster: Cluster) -> None:
