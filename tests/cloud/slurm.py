@@ -87,6 +87,10 @@ class Cluster:
         """Take a running job's machine away, as an administrator or a preempting partition does."""
         self.call("scontrol", "requeue", job)
 
+    def limit(self, job: str, minutes: int) -> None:
+        """Change the time limit of a job."""
+        self.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+
     def field(self, job: str, name: str) -> str:
         """Return a field of `scontrol show job`, such as JobState."""
         said = self.call("scontrol", "--oneliner", "show", "job", job)

@@ -97,12 +97,14 @@ def test_signalled_before_its_time_limit_a_run_is_requeued_and_keeps_its_bits(cl
 
 @pytest.mark.soak
 def test_taken_away_and_at_its_time_limit_a_run_is_requeued_and_keeps_its_bits(cluster: Cluster) -> None:
-    run = Run(cluster, 600, "--time=1")
+    run = Run(cluster, 600)
     run.wait_for_progress()
     cluster.requeue(run.job)
-    # A minute is the shortest limit, and Slurm compares twice a minute: the attempt gets 30 s at most.
+    wait_until(lambda: "attempt=2" in cluster.output(run.job))
+    # A minute is the shortest limit, and Slurm compares twice a minute: the attempt gets 30 s more at most.
+    cluster.limit(run.job, minutes=1)
     wait_until(lambda: cluster.restarts(run.job) == 2)
-    cluster.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
+    cluster.limit(run.job, minutes=60)
     assert run.differences() == []
     assert cluster.restarts(run.job) == 2
     assert run.reasons() == ["preempted", "preempted", "finished"]
