@@ -5,9 +5,10 @@
 # with 143 (not retried).
 set -eu
 
+# Docker starts in /; Apptainer starts in the folder that it was called in, which is the host's.
 warn_unless_mounted() {
   while read -r _ _ _ _ point _; do
-    [ "$point" = "$1" ] && return
+    case $1 in "$point" | "$point"/*) return ;; esac
   done </proc/self/mountinfo
   printf 'micronet: nothing is mounted at %s: the run will be gone with this container. ' "$1" >&2
   printf 'Give docker run -v DIR:%s, or --run s3://BUCKET/PREFIX\n' "$1" >&2
@@ -15,6 +16,6 @@ warn_unless_mounted() {
 
 case " $* ${MICRONET_RUN:+--run }" in
   *" --run "* | *" --run="* | *" --help "* | *" -h "*) ;;
-  *" train "*) warn_unless_mounted /runs ;;
+  *" train "*) warn_unless_mounted "${PWD%/}/runs" ;;
 esac
 exec micronet "$@"

@@ -109,12 +109,13 @@ run_tests() {
       return
       ;;
   esac
-  ensure g++=g++ chromium=chromium bindfs=bindfs
+  ensure g++=g++ chromium=chromium bindfs=bindfs \
+    munged=munge slurmctld=slurmctld slurmd=slurmd sbatch=slurm-client
   ruff check .
   ruff format --check .
   mypy
   lint-imports
-  shellcheck setup.sh .ci/run entrypoint.sh bench/first_hour.sh
+  shellcheck setup.sh .ci/run entrypoint.sh bench/first_hour.sh infra/slurm/micronet.sbatch
   hadolint Dockerfile
   # One thread each: two processes with two each would mostly wait for one another. On a processor with AVX512-FP16
   # oneDNN takes a reference kernel for fp16's backward pass: 0.77 s a step where PyTorch's own takes 0.07 s.

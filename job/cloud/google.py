@@ -6,10 +6,18 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from job.cloud.submission import SHARED_MEMORY_MIB, Submission
-from job.errors import RETRYABLE, ConfigurationError, JobError, MachineError, PermissionRefusedError
+from job.errors import (
+    RETRYABLE,
+    ConfigurationError,
+    JobError,
+    MachineError,
+    PermissionRefusedError,
+    UsageError,
+)
 
 RETRIES = 10
 """The most that Google Batch allows."""
@@ -21,6 +29,17 @@ limit, is not retried: https://cloud.google.com/batch/docs/troubleshooting#reser
 CPU_MILLI, MEMORY_MIB = 3500, 12288
 """Of the 4 vCPU and 16 GiB of the smallest machine with an L4."""
 
+GPUS = {
+    "g2-": "nvidia-l4",
+    "g4-": "nvidia-rtx-pro-6000",
+    "a2-highgpu-": "nvidia-tesla-a100",
+    "a2-ultragpu-": "nvidia-a100-80gb",
+    "a3-highgpu-": "nvidia-h100-80gb",
+    "a3-megagpu-": "nvidia-h100-mega-80gb",
+    "a3-ultragpu-": "nvidia-h200-141gb",
+}
+"""The GPUs of machine types that have their own: https://cloud.google.com/compute/docs/gpus."""
+
 DISK_GB = 60
 """Enough for the image of 7 GB and its layers while they are unpacked."""
 
@@ -29,11 +48,34 @@ _ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH"
 """The variable that overrides the address of the API, for gcloud too."""
 
 
+@dataclass(frozen=True)
+class Machine:
+    """The kind of VM: its machine type, the GPU added to it, and the driver that Batch is to install."""
+
+    type: str
+    accelerator: str | None = None
+    driver: str | None = None
+
+    def policy(self) -> dict[str, Any]:
+        """Return the fields of the instance policy. Raises UsageError for a driver of an unknown GPU."""
+        if not (self.accelerator or self.driver):
+            return {"machineType": self.type}
+        gpu = self.accelerator or next(
+            (gpu for prefix, gpu in GPUS.items() if self.type.startswith(prefix)), None
+        )
+        if gpu is None:
+            raise UsageError(
+                f"--driver: the GPU of {self.type} is not known here", "Name it with --accelerator"
+            )
+        accelerator = {"type": gpu, "count": 1} | ({"driverVersion": self.driver} if self.driver else {})
+        return {"machineType": self.type, "accelerators": [accelerator]}
+
+
 def document(
     submission: Submission,
     image: str,
     region: str,
-    machine_type: str,
+    machine: Machine,
     service_account: str | None,
     secret_variables: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -56,7 +98,7 @@ def document(
     instance = {
         "installGpuDrivers": submission.gpu,
         "policy": {
-            "machineType": machine_type,
+            **machine.policy(),
             "provisioningModel": "SPOT",
             "bootDisk": {"sizeGb": DISK_GB},
         },
@@ -125,7 +167,16 @@ def _explain(error: Exception, where: str) -> JobError:
             said, "Run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS"
         )
     if isinstance(error, (exceptions.Forbidden, exceptions.Unauthorized)):
-        return PermissionRefusedError(said, "Ask for the role roles/batch.jobsEditor in the project")
+        return PermissionRefusedError(said, _remedy(said))
     if isinstance(error, (exceptions.ServerError, exceptions.TooManyRequests)):
         return MachineError(said, "Try later")
     return ConfigurationError(said, "Check --project, --region, --machine-type and --service-account")
+
+
+def _remedy(said: str) -> str:
+    """Return what to do about a 403, by what its message names."""
+    if "SERVICE_DISABLED" in said or "has not been used in project" in said:
+        return "Run gcloud services enable batch.googleapis.com"
+    if "actAs" in said or "service account" in said.lower():
+        return "Ask for the role roles/iam.serviceAccountUser on the job's service account"
+    return "Ask for the role roles/batch.jobsEditor in the project"

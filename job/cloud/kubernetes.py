@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from job.cloud.submission import CACHE, SHARED_MEMORY_MIB, Submission
@@ -12,13 +14,11 @@ from job.errors import (
     JobError,
     MachineError,
     PermissionRefusedError,
+    UsageError,
 )
 
 BACKOFF_LIMIT = 10
 """Retries of failures that count; lost nodes, evictions and exit code 75 do not."""
-
-CPU, MEMORY = "3", "12Gi"
-"""What the node's own programs leave of an instance of 4 vCPU and 16 GiB."""
 
 USER = 1000
 """The image's user; any other works too."""
@@ -30,10 +30,34 @@ _CONTAINER = "micronet"
 _TIMEOUT_SECONDS = (10, 20)  # to connect, to read
 
 
-def manifest(
-    submission: Submission, image: str, service_account: str | None, secret: str | None, queue: str | None
-) -> dict[str, Any]:
-    """Return the Job; the keys of `secret` become variables, and `queue` is a local queue of Kueue."""
+_TAINT = re.compile(
+    r"(?P<key>[A-Za-z0-9][\w./-]*)(=(?P<value>[\w.-]*))?(:(?P<effect>NoSchedule|PreferNoSchedule|NoExecute))?"
+)
+
+
+@dataclass(frozen=True)
+class PodSettings:
+    """Where a pod may run, as whom, and with what.
+
+    The keys of `secret` become variables, `queue` is a local queue of Kueue, a toleration is written
+    KEY[=VALUE][:EFFECT]. `cpu` and `memory` are quantities, `gpu` is the name of a resource.
+    """
+
+    service_account: str | None
+    secret: str | None
+    image_pull_secret: str | None
+    queue: str | None
+    node_selector: tuple[tuple[str, str], ...]
+    toleration: tuple[str, ...]
+    runtime_class: str | None
+    priority_class: str | None
+    cpu: str
+    memory: str
+    gpu: str
+
+
+def manifest(submission: Submission, image: str, settings: PodSettings) -> dict[str, Any]:
+    """Return the Job. Raises UsageError for a toleration that is not KEY[=VALUE][:EFFECT]."""
     spec: dict[str, Any] = {
         "activeDeadlineSeconds": submission.timeout_seconds,
         "ttlSecondsAfterFinished": KEPT_SECONDS,
@@ -42,12 +66,12 @@ def manifest(
         **_completions(submission.seeds),
         "template": {
             "metadata": {"labels": {"app.kubernetes.io/name": "micronet"}},
-            "spec": _pod(submission, image, service_account, secret),
+            "spec": _pod(submission, image, settings),
         },
     }
     labels = {"app.kubernetes.io/name": "micronet"}
-    if queue:
-        labels["kueue.x-k8s.io/queue-name"] = queue
+    if settings.queue:
+        labels["kueue.x-k8s.io/queue-name"] = settings.queue
         spec = {"suspend": True, **spec}
     return {
         "apiVersion": "batch/v1",
@@ -86,17 +110,15 @@ def _completions(seeds: int | None) -> dict[str, Any]:
     }
 
 
-def _pod(
-    submission: Submission, image: str, service_account: str | None, secret: str | None
-) -> dict[str, Any]:
+def _pod(submission: Submission, image: str, settings: PodSettings) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": _CONTAINER,
         "image": image,
         "args": list(submission.arguments),
         "env": [{"name": name, "value": value} for name, value in submission.environment.items()],
         "resources": {
-            "requests": {"cpu": CPU, "memory": MEMORY},
-            "limits": {"memory": MEMORY} | ({"nvidia.com/gpu": "1"} if submission.gpu else {}),
+            "requests": {"cpu": settings.cpu, "memory": settings.memory},
+            "limits": {"memory": settings.memory} | ({settings.gpu: "1"} if submission.gpu else {}),
         },
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -109,8 +131,8 @@ def _pod(
             {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108
         ],
     }
-    if secret:
-        container["envFrom"] = [{"secretRef": {"name": secret}}]
+    if settings.secret:
+        container["envFrom"] = [{"secretRef": {"name": settings.secret}}]
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": submission.grace_seconds,
@@ -132,11 +154,34 @@ def _pod(
             },
         ],
     }
+    tolerations = [_toleration(text) for text in settings.toleration]
     if submission.gpu:  # a cluster's GPU nodes are tainted so
-        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    if service_account:
-        pod["serviceAccountName"] = service_account
-    return pod
+        tolerations.insert(0, {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
+    placed = {
+        "tolerations": tolerations,
+        "nodeSelector": dict(settings.node_selector),
+        "runtimeClassName": settings.runtime_class,
+        "priorityClassName": settings.priority_class,
+        "imagePullSecrets": [{"name": settings.image_pull_secret}] if settings.image_pull_secret else None,
+        "serviceAccountName": settings.service_account,
+    }
+    return pod | {name: value for name, value in placed.items() if value}
+
+
+def _toleration(text: str) -> dict[str, str]:
+    """Return the toleration of a taint as `kubectl taint` writes it; without an effect, of each effect."""
+    taint = _TAINT.fullmatch(text)
+    if not taint:
+        raise UsageError(
+            f"--toleration: {text!r} is not KEY[=VALUE][:EFFECT]",
+            "Write it as kubectl describe node shows the taint, such as "
+            "kubernetes.azure.com/scalesetpriority=spot:NoSchedule",
+        )
+    value = taint["value"]
+    toleration = {"key": taint["key"], "operator": "Exists"}
+    if value is not None:
+        toleration |= {"operator": "Equal", "value": value}
+    return toleration | ({"effect": taint["effect"]} if taint["effect"] else {})
 
 
 def submit(job: dict[str, Any], namespace: str) -> tuple[str, str]:
@@ -186,4 +231,6 @@ def _explain(status: int | None, said: str) -> JobError:
         return PermissionRefusedError(said, "Ask for the right to create Jobs in this namespace")
     if status is None or status >= 500 or status == 429:
         return MachineError(said, "Try later")
-    return ConfigurationError(said, "Check --namespace and the cluster's version: arrays need 1.33")
+    return ConfigurationError(
+        said, "Check the options, --namespace and the cluster's version: arrays need 1.33"
+    )

@@ -18,10 +18,15 @@ SHARED_MEMORY_MIB = 1024
 """Of /dev/shm, where a container gets 64 MiB by itself: https://github.com/pytorch/pytorch/issues/5040."""
 
 ARRAY_SIZE = "MICRONET_ARRAY"
-"""Set by `submit --array`; the schedulers set their own variables for other jobs too."""
+"""Set by `submit --array` and infra/slurm; the schedulers set their own variables for other jobs too."""
 
-ARRAY_INDICES = ("AWS_BATCH_JOB_ARRAY_INDEX", "BATCH_TASK_INDEX", "JOB_COMPLETION_INDEX")
-"""The index of a task, from 0: AWS Batch, Google Batch, Kubernetes."""
+ARRAY_INDICES = (
+    "AWS_BATCH_JOB_ARRAY_INDEX",
+    "BATCH_TASK_INDEX",
+    "JOB_COMPLETION_INDEX",
+    "SLURM_ARRAY_TASK_ID",
+)
+"""The index of a task, from 0: AWS Batch, Google Batch, Kubernetes, Slurm."""
 
 _DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 _SECRET = re.compile(
@@ -102,7 +107,7 @@ def array_member(environment: Mapping[str, str], seed: int, run: str | None) -> 
     if found is None:
         raise ConfigurationError(
             f"{ARRAY_SIZE} is {size}, and the scheduler gave no index ({', '.join(ARRAY_INDICES)})",
-            f"Submit with `micronet submit --array`, or unset {ARRAY_SIZE}",
+            f"Submit with --array, or unset {ARRAY_SIZE}",
         )
     if not (size.isdecimal() and found.isdecimal() and int(found) < int(size)):
         raise ConfigurationError(f"the index {found} lies outside an array of {size}", f"Unset {ARRAY_SIZE}")

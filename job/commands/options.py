@@ -48,6 +48,24 @@ class Seconds(click.ParamType[float]):
         return seconds
 
 
+class Pair(click.ParamType[tuple[str, str]]):
+    """`NAME=VALUE`, with a name that matches the pattern `names`; the command gets both."""
+
+    name = "pair"
+
+    def __init__(self, names: str) -> None:
+        self.names = re.compile(names)
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[str, str]:
+        """Return the name and the value; fail where one is missing."""
+        name, _, text = str(value).partition("=")
+        if not (self.names.fullmatch(name) and text):
+            self.fail(f"{name!r} is not NAME=VALUE", parameter, context)  # the value may be a secret
+        return name, text
+
+
 class Cycles(click.ParamType[tuple[settings.Cycle, ...]]):
     """One-cycle periods as `200@5e-3,200@5e-4`."""
 

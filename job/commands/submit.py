@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from job.commands.options import (
     SECONDS,
+    Pair,
     chosen_recipe,
     data_option,
     demo_option,
@@ -34,22 +35,8 @@ ARRAY_MAX = 10_000  # of AWS Batch and of Google Batch
 TIMEOUT = "24h"
 
 
-class Pair(click.ParamType[tuple[str, str]]):
-    """`NAME=VALUE`; the command gets both."""
-
-    name = "pair"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> tuple[str, str]:
-        """Return the name and the value; fail where one is missing."""
-        name, _, text = str(value).partition("=")
-        if not (name.isidentifier() and text):
-            self.fail(f"{name!r} is not NAME=VALUE", parameter, context)  # the value may be a secret
-        return name, text
-
-
-PAIR = Pair()
+VARIABLE = Pair(r"[A-Za-z_]\w*")
+LABEL = Pair(r"[A-Za-z0-9][\w./-]*")
 
 
 @click.group()
@@ -82,7 +69,7 @@ def task_options(own_bounds: bool) -> Callable[[Command], Command]:
         ),
         option(
             "--env",
-            type=PAIR,
+            type=VARIABLE,
             multiple=True,
             metavar="NAME=VALUE",
             help="A variable for the job, such as AWS_ENDPOINT_URL_S3 or an option's MICRONET_<OPTION>.",
@@ -135,10 +122,12 @@ def aws(context: click.Context, /, queue: str, definition: str, dry_run: bool, *
 @option("--project", required=True, help="Google Cloud project.")
 @option("--region", required=True, help="Region of the machines, such as us-central1.")
 @option("--machine-type", default="g2-standard-4", help="Machine, with its GPU.")
+@option("--accelerator", metavar="TYPE", help="GPU of a machine type that has none of its own.")
+@option("--driver", metavar="VERSION", help="NVIDIA driver to install. Default: that of Batch's image.")
 @account_option
 @option(
     "--secret",
-    type=PAIR,
+    type=VARIABLE,
     multiple=True,
     metavar="NAME=VERSION",
     help="A variable from the Secret Manager, as projects/PROJECT/secrets/SECRET/versions/VERSION.",
@@ -151,6 +140,8 @@ def gcp(
     project: str,
     region: str,
     machine_type: str,
+    accelerator: str | None,
+    driver: str | None,
     service_account: str | None,
     secret: tuple[tuple[str, str], ...],
     dry_run: bool,
@@ -160,7 +151,8 @@ def gcp(
     from job.cloud import google as batch
 
     submission = _submission(context, image, **values)
-    document = batch.document(submission, image, region, machine_type, service_account, dict(secret))
+    machine = batch.Machine(machine_type, accelerator, driver)
+    document = batch.document(submission, image, region, machine, service_account, dict(secret))
     if dry_run:
         click.echo(json.dumps(document, indent=2))
     else:
@@ -173,26 +165,33 @@ def gcp(
 @option("--namespace", default="default", help="Namespace of the Job.")
 @account_option
 @option("--secret", metavar="NAME", help="A Secret whose keys become variables, such as AWS_ACCESS_KEY_ID.")
+@option("--image-pull-secret", metavar="NAME", help="A Secret with the credentials of the image's registry.")
 @option("--queue", metavar="NAME", help="Local queue of Kueue, which then decides when the Job starts.")
+@option("--node-selector", type=LABEL, multiple=True, metavar="LABEL=VALUE", help="Label of the nodes.")
+@option(
+    "--toleration",
+    multiple=True,
+    metavar="KEY[=VALUE][:EFFECT]",
+    help="Taint of the nodes to tolerate, as kubectl taint writes it; nvidia.com/gpu is one by itself.",
+)
+@option("--runtime-class", metavar="NAME", help="Runtime class, such as nvidia on k3s.")
+@option("--priority-class", metavar="NAME", help="Priority class.")
+# What a node's own programs leave of 4 vCPU and 16 GiB.
+@option("--cpu", default="3", metavar="QUANTITY", help="Processors to request.")
+@option("--memory", default="12Gi", metavar="QUANTITY", help="Memory to request, which is also the limit.")
+@option(
+    "--gpu", default="nvidia.com/gpu", metavar="RESOURCE", help="The resource that is one GPU or a slice."
+)
 @click.pass_context
-def kubernetes(
-    context: click.Context,
-    /,
-    image: str,
-    namespace: str,
-    service_account: str | None,
-    secret: str | None,
-    queue: str | None,
-    dry_run: bool,
-    **values: Any,
-) -> None:
+def kubernetes(context: click.Context, /, image: str, namespace: str, dry_run: bool, **values: Any) -> None:
     """Create a Kubernetes Job in the cluster that kubectl uses."""
     import yaml
 
     from job.cloud import kubernetes as cluster
 
+    pod = cluster.PodSettings(**{field.name: values.pop(field.name) for field in fields(cluster.PodSettings)})
     submission = _submission(context, image, **values)
-    document = cluster.manifest(submission, image, service_account, secret, queue)
+    document = cluster.manifest(submission, image, pod)
     if dry_run:
         click.echo(yaml.safe_dump(document, sort_keys=False, width=100), nl=False)
     else:

@@ -22,7 +22,7 @@ KERNEL_MODULE = Path("/proc/driver/nvidia/version")
 MOUNTED = Path("/usr/local/nvidia/lib64/libcuda.so.1")
 """Where Google's Container-Optimized OS and similar hosts mount the driver's libraries into a container."""
 
-GIVE_IT = "Start the container with --gpus all (docker run --gpus all ...)"
+GIVE_IT = "Give the container a GPU (docker run --gpus all, apptainer run --nv, nvidia.com/gpu on Kubernetes)"
 TOOLKIT = "install the NVIDIA container toolkit on the host"
 
 

@@ -25,8 +25,13 @@ class _Template(yaml.SafeLoader):
 
 
 def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
-    assert isinstance(node, yaml.ScalarNode)
-    return {name if name == "Ref" else f"Fn::{name}": loader.construct_scalar(node)}
+    value: Any
+    if isinstance(node, yaml.SequenceNode):
+        value = loader.construct_sequence(node, deep=True)
+    else:
+        assert isinstance(node, yaml.ScalarNode)
+        value = loader.construct_scalar(node)
+    return {name if name == "Ref" else f"Fn::{name}": value}
 
 
 _Template.add_multi_constructor("!", _function)

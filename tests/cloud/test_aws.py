@@ -31,23 +31,31 @@ CREATE_SECONDS = 30
 
 @pytest.fixture(scope="module")
 def stack(moto: Moto) -> dict[str, str]:
-    """Create the stack; return its outputs."""
+    return make(moto, "micronet")
+
+
+def make(moto: Moto, name: str, **values: str) -> dict[str, str]:
+    """Create the stack with these parameters; return its outputs."""
     ec2, formation = moto.client("ec2"), moto.client("cloudformation")
     subnets = ec2.describe_subnets()["Subnets"][:2]
     values = {
         "Image": IMAGE,
         "Vpc": ec2.describe_vpcs()["Vpcs"][0]["VpcId"],
         "Subnets": ",".join(subnet["SubnetId"] for subnet in subnets),
+        **values,
     }
+    # moto knows of no service-linked role and requires one that it can find.
+    plain, role = "      ReplaceComputeEnvironment:", "      ServiceRole: !GetAtt InstanceRole.Arn\n"
+    template = (INFRA / "aws/micronet.yaml").read_text().replace(plain, role + plain)
     formation.create_stack(
-        StackName="micronet",
-        TemplateBody=(INFRA / "aws/micronet.yaml").read_text(),
+        StackName=name,
+        TemplateBody=template,
         Capabilities=["CAPABILITY_IAM"],
         Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()],
     )
     deadline = time.monotonic() + CREATE_SECONDS
     while True:
-        (made,) = formation.describe_stacks(StackName="micronet")["Stacks"]
+        (made,) = formation.describe_stacks(StackName=name)["Stacks"]
         if made["StackStatus"] != "CREATE_IN_PROGRESS" or time.monotonic() > deadline:
             break
         time.sleep(0.1)
@@ -73,7 +81,7 @@ def test_the_stack_has_a_queue_on_spot_instances_of_one_type(moto: Moto, stack: 
     ]
     resources = environment["computeResources"]
     assert (resources["type"], resources["instanceTypes"]) == ("SPOT", ["g5.xlarge"])
-    assert resources["allocationStrategy"] == "SPOT_CAPACITY_OPTIMIZED"
+    assert resources["allocationStrategy"] == "SPOT_PRICE_CAPACITY_OPTIMIZED"
     assert (resources["minvCpus"], resources["maxvCpus"]) == (0, 16)
 
 
@@ -134,6 +142,34 @@ def test_what_moto_drops() -> None:
     assert "ECS_CONTAINER_STOP_TIMEOUT=${Grace}s\n" in script
     variables = {item["Name"]: item["Value"] for item in definition["ContainerProperties"]["Environment"]}
     assert variables["MICRONET_GRACE"] == {"Ref": "Grace"}
+
+
+def test_the_queue_gives_up_on_what_can_never_be_placed() -> None:
+    actions = aws_template()["Resources"]["JobQueue"]["Properties"]["JobStateTimeLimitActions"]
+    assert {action["Reason"]: action["MaxTimeSeconds"] for action in actions} == {
+        "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE": 600,
+        "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT": 600,
+        "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY": 86400,
+    }
+    assert {(action["State"], action["Action"]) for action in actions} == {("RUNNABLE", "CANCEL")}
+
+
+def test_the_machine_image_is_updated_in_place_by_batch_s_own_role() -> None:
+    environment = aws_template()["Resources"]["ComputeEnvironment"]["Properties"]
+    assert "ServiceRole" not in environment
+    assert environment["ReplaceComputeEnvironment"] is False
+    assert environment["ComputeResources"]["UpdateToLatestImageVersion"] is True
+
+
+def test_an_endpoint_for_s3_is_made_for_route_tables(moto: Moto, stack: dict[str, str]) -> None:
+    ec2 = moto.client("ec2")
+    assert ec2.describe_vpc_endpoints()["VpcEndpoints"] == []
+    (table, *_) = ec2.describe_route_tables()["RouteTables"]
+    make(moto, "routed", RouteTables=table["RouteTableId"])
+    (endpoint,) = ec2.describe_vpc_endpoints()["VpcEndpoints"]
+    assert endpoint["RouteTableIds"] == [table["RouteTableId"]]
+    assert endpoint["ServiceName"] == "com.amazonaws.eu-central-1.s3"
+    assert endpoint["VpcEndpointType"] == "Gateway"
 
 
 def test_a_job_may_touch_its_prefix_only() -> None:

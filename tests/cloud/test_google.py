@@ -21,6 +21,7 @@ from tests.cloud.documents import (
     assert_one_clear_line,
     google_job,
     micronet,
+    refusal,
     rendered,
 )
 from tests.cloud.servers import Recorder, nobody
@@ -43,15 +44,11 @@ def test_the_document_parses_strictly() -> None:
     assert instance.install_gpu_drivers
     (runnable,) = spec.runnables
     assert runnable.container.image_uri == IMAGE
-    assert runnable.container.commands[:3] == ["train", "--run", "s3://my-bucket/runs/first"]
+    assert runnable.container.commands[:3] == ["train", "--run", "gs://my-bucket/runs/first"]
     assert "--read-only" in runnable.container.options
     assert "--shm-size=1024m" in runnable.container.options
-    assert spec.environment.variables["AWS_ENDPOINT_URL_S3"] == "https://s3.example.com"
-    secrets = "projects/my-project/secrets"
-    assert dict(spec.environment.secret_variables) == {
-        "AWS_ACCESS_KEY_ID": f"{secrets}/s3-key/versions/latest",
-        "AWS_SECRET_ACCESS_KEY": f"{secrets}/s3-secret/versions/latest",
-    }
+    assert not spec.environment.secret_variables  # the machine's identity is enough
+    assert job.allocation_policy.service_account.email == "micronet@my-project.iam.gserviceaccount.com"
     assert job.logs_policy.destination == batch_v1.LogsPolicy.Destination.CLOUD_LOGGING
 
 
@@ -70,6 +67,42 @@ def test_an_array_and_a_run_without_a_gpu() -> None:
     commands = group["taskSpec"]["runnables"][0]["container"]["commands"]
     assert commands[-3:] == ["--demo", "--grace", "25"]
     assert job["allocationPolicy"]["instances"][0]["installGpuDrivers"] is False
+
+
+def policy(*options: str) -> dict[str, Any]:
+    """Return the policy of a job's instances; the official client knows all its fields."""
+    job = rendered(*OPTIONS, *options)
+    batch_v1.Job.from_json(job, ignore_unknown_fields=False)
+    return json.loads(job)["allocationPolicy"]["instances"][0]["policy"]  # type: ignore[no-any-return]
+
+
+def test_a_driver_and_a_gpu_are_named() -> None:
+    assert "accelerators" not in policy()
+    l4 = {"type": "nvidia-l4", "count": 1, "driverVersion": "580.95.05"}
+    assert policy("--driver=580.95.05")["accelerators"] == [l4]
+    t4 = policy("--machine-type=n1-standard-4", "--accelerator=nvidia-tesla-t4")
+    assert (t4["machineType"], t4["accelerators"]) == (
+        "n1-standard-4",
+        [{"type": "nvidia-tesla-t4", "count": 1}],
+    )
+
+
+def test_a_driver_for_an_unknown_gpu_is_refused() -> None:
+    error = refusal(*OPTIONS, "--machine-type=n1-standard-4", "--driver=580.95.05", "--dry-run")
+    assert error.exit_code == 2
+    assert "n1-standard-4" in error.message
+    assert "--accelerator" in error.fix
+
+
+def test_a_run_in_another_store_has_its_address_and_its_keys() -> None:
+    key = "projects/my-project/secrets/s3-key/versions/latest"
+    store = "AWS_ENDPOINT_URL_S3=https://s3.example.com"
+    (group,) = json.loads(rendered(*OPTIONS, "--env", store, "--secret", f"AWS_ACCESS_KEY_ID={key}"))[
+        "taskGroups"
+    ]
+    environment = group["taskSpec"]["environment"]
+    assert environment["variables"]["AWS_ENDPOINT_URL_S3"] == "https://s3.example.com"
+    assert environment["secretVariables"] == {"AWS_ACCESS_KEY_ID": key}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +181,29 @@ def test_refusals(
 def test_refused_on_the_command_line(recorder: Recorder, account: str) -> None:
     recorder.status, recorder.answer = 403, {"error": {"code": 403, "message": "the reason given"}}
     assert_one_clear_line(submit(account, recorder.uri), 77, "the reason given", "roles/batch.jobsEditor")
+
+
+@pytest.mark.parametrize(
+    ("message", "fix"),
+    [
+        (
+            "Permission 'iam.serviceaccounts.actAs' denied on service account x",
+            "roles/iam.serviceAccountUser",
+        ),
+        (
+            "Permission 'batch.jobs.create' denied on 'projects/p/locations/l/jobs/j'",
+            "roles/batch.jobsEditor",
+        ),
+        ("Batch API has not been used in project 1 before or it is disabled", "gcloud services enable"),
+    ],
+)
+def test_a_refusal_names_the_role_that_is_missing(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, account: str, message: str, fix: str
+) -> None:
+    recorder.status, recorder.answer = 403, {"error": {"code": 403, "message": message}}
+    with pytest.raises(PermissionRefusedError) as caught:
+        called(monkeypatch, account, recorder.uri)
+    assert fix in caught.value.fix
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, account: str) -> None:

@@ -12,7 +12,15 @@ from kubernetes.config import kube_config
 
 from job.cloud import kubernetes
 from job.errors import JobError
-from tests.cloud.documents import IMAGE, assert_one_clear_line, kubernetes_job, micronet, refusal, rendered
+from tests.cloud.documents import (
+    IMAGE,
+    INFRA,
+    assert_one_clear_line,
+    kubernetes_job,
+    micronet,
+    refusal,
+    rendered,
+)
 from tests.cloud.servers import Recorder, nobody
 from tests.cloud.test_google import without
 
@@ -96,6 +104,92 @@ def test_without_a_gpu() -> None:
     pod = yaml.safe_load(rendered(*OPTIONS, "--device", "cpu"))["spec"]["template"]["spec"]
     assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
     assert "tolerations" not in pod
+
+
+def pod(*options: str) -> dict[str, Any]:
+    """Return the pod of a job with these options; it is valid."""
+    manifest = yaml.safe_load(rendered(*OPTIONS, *options))
+    kubernetes_validate.validate(manifest, OLDEST, strict=True)
+    return manifest["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+
+def test_a_pod_is_placed() -> None:
+    placed = pod(
+        "--node-selector=cloud.google.com/gke-spot=true",
+        "--node-selector=cloud.google.com/gke-accelerator=nvidia-l4",
+        "--runtime-class=nvidia",
+        "--priority-class=low",
+        "--image-pull-secret=registry",
+        "--service-account=trainer",
+    )
+    assert placed["nodeSelector"] == {
+        "cloud.google.com/gke-spot": "true",
+        "cloud.google.com/gke-accelerator": "nvidia-l4",
+    }
+    assert (placed["runtimeClassName"], placed["priorityClassName"]) == ("nvidia", "low")
+    assert placed["imagePullSecrets"] == [{"name": "registry"}]
+    assert placed["serviceAccountName"] == "trainer"
+    assert set(placed) - set(pod()) == {
+        "nodeSelector", "runtimeClassName", "priorityClassName", "imagePullSecrets", "serviceAccountName",
+    }  # fmt: skip
+
+
+GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+
+@pytest.mark.parametrize(
+    ("taint", "toleration"),
+    [
+        (
+            "kubernetes.azure.com/scalesetpriority=spot:NoSchedule",
+            {
+                "key": "kubernetes.azure.com/scalesetpriority",
+                "operator": "Equal",
+                "value": "spot",
+                "effect": "NoSchedule",
+            },
+        ),
+        ("dedicated:NoExecute", {"key": "dedicated", "operator": "Exists", "effect": "NoExecute"}),
+        ("sku=gpu", {"key": "sku", "operator": "Equal", "value": "gpu"}),
+        ("sku=:NoSchedule", {"key": "sku", "operator": "Equal", "value": "", "effect": "NoSchedule"}),
+        ("sku", {"key": "sku", "operator": "Exists"}),
+    ],
+)
+def test_a_taint_is_tolerated_as_kubectl_writes_it(taint: str, toleration: dict[str, str]) -> None:
+    assert pod("--toleration", taint)["tolerations"] == [GPU_TAINT, toleration]
+    assert pod("--toleration", taint, "--device=cpu")["tolerations"] == [toleration]
+
+
+@pytest.mark.parametrize("taint", ["sku=gpu:NoSchedul", ":NoSchedule", "sku = gpu", ""])
+def test_what_is_no_taint_is_refused(taint: str) -> None:
+    error = refusal(*OPTIONS, "--toleration", taint, "--dry-run")
+    assert error.exit_code == 2
+    assert "--toleration" in error.message
+
+
+def test_a_pod_asks_for_what_it_was_told_to() -> None:
+    (container,) = pod("--cpu=500m", "--memory=4Gi", "--gpu=nvidia.com/mig-1g.10gb")["containers"]
+    assert container["resources"] == {
+        "requests": {"cpu": "500m", "memory": "4Gi"},
+        "limits": {"memory": "4Gi", "nvidia.com/mig-1g.10gb": "1"},
+    }
+
+
+def test_a_cluster_queue_covers_what_a_pod_requests() -> None:
+    documents = list(yaml.safe_load_all((INFRA / "kubernetes/cluster-queue.yaml").read_text()))
+    kinds = {document["kind"]: document for document in documents}
+    assert {document["apiVersion"] for document in documents} == {"kueue.x-k8s.io/v1beta2"}
+    queue, (group,) = kinds["ClusterQueue"], kinds["ClusterQueue"]["spec"]["resourceGroups"]
+    (container,) = kubernetes_job("kueue")["spec"]["template"]["spec"]["containers"]
+    requested = set(container["resources"]["requests"]) | set(container["resources"]["limits"])
+    assert set(group["coveredResources"]) == requested
+    (flavor,) = group["flavors"]
+    assert [resource["name"] for resource in flavor["resources"]] == group["coveredResources"]
+    assert flavor["name"] == kinds["ResourceFlavor"]["metadata"]["name"]
+    local = kinds["LocalQueue"]
+    assert local["spec"]["clusterQueue"] == queue["metadata"]["name"]
+    labels = kubernetes_job("kueue")["metadata"]["labels"]
+    assert local["metadata"]["name"] == labels["kueue.x-k8s.io/queue-name"]
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_names_are_such_as_every_scheduler_takes(run: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "run", ["runs/first", "file:///runs/first", "s3://bucket", "s3://bucket/", "s3:///a"]
+    "run", ["runs/first", "file:///runs/first", "s3://bucket", "s3://bucket/", "s3:///a", "gs://bucket"]
 )
 def test_a_run_must_outlive_its_machine(run: str) -> None:
     with pytest.raises(UsageError, match="s3://bucket/prefix"):
@@ -221,7 +221,12 @@ def test_the_documents_are_what_the_readme_s_commands_print(tmp_path: Path) -> N
     assert printed == {path: (ROOT / path).read_text() for path in printed}
 
 
-ELSEWHERE = {"AWS_BATCH_JOB_ARRAY_INDEX": "3", "BATCH_TASK_INDEX": "3", "JOB_COMPLETION_INDEX": "3"}
+ELSEWHERE = {
+    "AWS_BATCH_JOB_ARRAY_INDEX": "3",
+    "BATCH_TASK_INDEX": "3",
+    "JOB_COMPLETION_INDEX": "3",
+    "SLURM_ARRAY_TASK_ID": "3",
+}
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
