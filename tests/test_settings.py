@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from job.errors import UsageError
-from job.settings import DEMO, PRECISIONS, Cycle, Recipe, parse_cycles, setting
+from job.settings import DEMO, PRECISIONS, RECIPES, Cycle, Recipe, parse_cycles, setting
 
 
 def test_cycles_parse_and_print() -> None:
@@ -27,11 +27,19 @@ def test_cycles_that_make_no_sense_are_a_usage_error(text: str) -> None:
 
 
 def test_fingerprint_changes_with_every_field_and_with_nothing_else() -> None:
-    recipe = Recipe()
+    recipe = RECIPES["compact"]
     changed = {
         "depth": 28,
         "width": 10,
         "cycles": (Cycle(600, 5e-3),),
+        "prune_cycles": (Cycle(200, 5e-3),),
+        "sparsity": 0.8,
+        "target_score": 0.07,
+        "quantise_cycles": (),
+        "weight_bits": 3,
+        "activation_bits": 8,
+        "distillation": 0.0,
+        "statistics_epochs": 0,
         "batch_size": 128,
         "weight_decay": 0.0,
         "mixup_alpha": 0.2,
@@ -43,11 +51,14 @@ def test_fingerprint_changes_with_every_field_and_with_nothing_else() -> None:
         "evaluate_every": 1,
         "deterministic": False,
         "data_sha256": "ab",
+        "from_sha256": "ab",
+        "teacher_sha256": "ab",
     }
     assert changed.keys() == recipe.to_json().keys()
     prints = {replace(recipe, **{name: value}).fingerprint for name, value in changed.items()}
     assert len(prints | {recipe.fingerprint}) == len(changed) + 1
-    assert Recipe().fingerprint == recipe.fingerprint != DEMO.fingerprint
+    assert replace(recipe).fingerprint == recipe.fingerprint
+    assert len({named.fingerprint for named in RECIPES.values()}) == len(RECIPES)
 
 
 def test_the_test_set_is_looked_at_now_and_then_and_at_the_end_each_time() -> None:
@@ -106,11 +117,30 @@ def test_a_learning_rate_of_more_than_six_digits_enters_exactly() -> None:
     assert parse_cycles(str(exact.cycles[0])) == exact.cycles
 
 
+def test_only_what_can_be_done_is_a_recipe() -> None:
+    with pytest.raises(UsageError, match="no epoch to train"):
+        Recipe(cycles=())
+    with pytest.raises(UsageError, match="--target-score"):
+        Recipe(target_score=0.07)
+    assert parse_cycles("none", "prune-cycles") == ()
+    with pytest.raises(UsageError, match="--prune-cycles: 'x' is not"):
+        parse_cycles("x", "prune-cycles")
+
+
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+cycles = st.lists(st.builds(Cycle, st.integers(1), positive), min_size=1, max_size=3).map(tuple)
 values: dict[str, st.SearchStrategy[Any]] = {
     "depth": st.integers(1, 99).map(lambda n: 6 * n + 4),
     "width": st.integers(1),
-    "cycles": st.lists(st.builds(Cycle, st.integers(1), positive), min_size=1, max_size=3).map(tuple),
+    "cycles": cycles,
+    "prune_cycles": cycles,
+    "sparsity": st.floats(0, 0.99),
+    "target_score": st.floats(0, allow_infinity=False),
+    "quantise_cycles": st.just(()) | cycles,
+    "weight_bits": st.integers(1, 8),
+    "activation_bits": st.integers(1, 8),
+    "distillation": st.floats(0, 1),
+    "statistics_epochs": st.integers(0),
     "batch_size": st.integers(1),
     "weight_decay": st.floats(0, allow_infinity=False),
     "mixup_alpha": st.floats(0, 1000),
@@ -122,6 +152,8 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "evaluate_every": st.integers(1),
     "deterministic": st.booleans(),
     "data_sha256": st.text("0123456789abcdef", max_size=64),
+    "from_sha256": st.text("0123456789abcdef", max_size=64),
+    "teacher_sha256": st.text("0123456789abcdef", max_size=64),
 }
 recipes = st.fixed_dictionaries(values).map(lambda chosen: Recipe(**chosen))
 

@@ -182,13 +182,18 @@ def chosen_recipe(
     One that starts with a run's weights has no dense cycles. Raises UsageError where they are given.
     """
     given = {name: value for name, value in values.items() if not is_default(context, name)}
+    base = settings.RECIPES[named or ("demo" if demo else "entry")]
     if start:
         if given.get("cycles"):
             raise UsageError("--from starts where --cycles have ended", "Leave --cycles out")
+        if not (base.compresses or given.get("prune_cycles") or given.get("quantise_cycles")):
+            raise UsageError(
+                "--from: nothing in this recipe follows the dense cycles", "Use --recipe compact"
+            )
         given["cycles"] = ()
-    if not start and given.get("cycles") == ():
+    elif given.get("cycles") == ():
         raise UsageError("--cycles none trains no network first", "Name a finished run with --from")
-    return replace(settings.RECIPES[named or ("demo" if demo else "entry")], **given)
+    return replace(base, **given)
 
 
 def is_demo(demo: bool, named: str | None, data: tuple[str, ...]) -> bool:

@@ -25,7 +25,7 @@ def pack(network: nn.Module) -> dict[str, Tensor]:
         assert bits is not None
         kept, levels = _levels(layer)
         low, _ = weight_levels(bits.weight)
-        if _is_sparse(kept, bits.weight, layer):
+        if _is_sparse(kept, bits.weight):
             tensors[f"{name}.weight.mask"] = torch.from_numpy(np.packbits(kept))
             levels = levels[kept]
         codes = (levels > 0) if bits.weight == 1 else levels - low
@@ -131,11 +131,9 @@ def _levels(layer: Layer) -> tuple[NDArray[np.bool_], NDArray[np.int16]]:
     return levels != 0, levels
 
 
-def _is_sparse(kept: NDArray[np.bool_], bits: int, layer: Layer) -> bool:
-    """Return whether a mask is kept, as in the score: for any zero of a convolution, whose work it saves."""
+def _is_sparse(kept: NDArray[np.bool_], bits: int) -> bool:
+    """Return whether a mask and the other levels take no more bits than all levels; of signs none is 0."""
     zeros = len(kept) - int(kept.sum())
-    if isinstance(layer, nn.Conv2d):
-        return zeros > 0
     return zeros > 0 and (bits == 1 or zeros * bits >= len(kept))
 
 

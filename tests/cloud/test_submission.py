@@ -16,19 +16,25 @@ from job.cloud.submission import array_member, recipe_arguments, training
 from job.commands.options import chosen_recipe
 from job.commands.train import train
 from job.errors import ConfigurationError, UsageError
-from job.settings import DEMO, PRECISIONS, Cycle, Recipe
+from job.settings import PRECISIONS, RECIPES, Cycle, Recipe
 from tests.cloud.documents import IMAGE, INFRA, ROOT, assert_one_clear_line, micronet, refusal, rendered
 
 RUN = "s3://my-bucket/runs/first"
 
+cycles = st.lists(st.builds(Cycle, st.integers(1, 900), st.floats(1e-9, 10)), min_size=1, max_size=3).map(
+    tuple
+)
 recipes = st.fixed_dictionaries(
     {},
     optional={
         "depth": st.integers(1, 20).map(lambda n: 6 * n + 4),
         "width": st.integers(1, 20),
-        "cycles": st.lists(
-            st.builds(Cycle, st.integers(1, 900), st.floats(1e-9, 10)), min_size=1, max_size=3
-        ).map(tuple),
+        "cycles": cycles,
+        "prune_cycles": st.just(()) | cycles,
+        "sparsity": st.floats(0, 0.99),
+        "quantise_cycles": st.just(()) | cycles,
+        "weight_bits": st.integers(1, 8),
+        "distillation": st.floats(0, 1),
         "batch_size": st.integers(1, 4096),
         "weight_decay": st.floats(0, 10),
         "mixup_alpha": st.floats(0, 10),
@@ -41,15 +47,24 @@ recipes = st.fixed_dictionaries(
 )
 
 
-@given(recipes, st.booleans())
+@given(recipes, st.booleans(), st.sampled_from((None, *RECIPES)))
 @settings(max_examples=200, deadline=None)
-def test_train_reads_the_recipe_that_was_meant(values: dict[str, Any], demo: bool) -> None:
+def test_train_reads_the_recipe_that_was_meant(values: dict[str, Any], demo: bool, named: str | None) -> None:
     context = train.make_context("train", recipe_arguments(values))
     names = {field.name for field in fields(Recipe)} & set(context.params)
-    read = chosen_recipe(context, demo, {name: context.params[name] for name in names})
-    base = DEMO if demo else Recipe()
+    read = chosen_recipe(context, demo, named, {name: context.params[name] for name in names})
+    base = RECIPES[named or ("demo" if demo else "entry")]
     for field in fields(Recipe):
         assert getattr(read, field.name) == values.get(field.name, getattr(base, field.name)), field.name
+
+
+def test_train_gets_the_recipe_and_what_it_builds_on() -> None:
+    submission = training(
+        RUN, {}, named="compact", start="s3://my-bucket/dense", teacher="s3://my-bucket/large"
+    )
+    read = train.make_context("train", list(submission.arguments[1:])).params
+    found = {name: read[name] for name in ("named", "start", "teacher")}
+    assert found == {"named": "compact", "start": "s3://my-bucket/dense", "teacher": "s3://my-bucket/large"}
 
 
 def test_train_reads_the_rest() -> None:

@@ -61,8 +61,11 @@ def test_its_size_is_what_the_score_counts(bits: tuple[int, int], sparsity: floa
     tensors = pack(made)
     counted = float(score(made, rule_sets=["official"]).rule_sets["official"].parameters) * 4
     stored = sum(tensor.nbytes for tensor in tensors.values())
-    assert counted <= stored + 1e-9
-    assert stored - counted < len(tensors)  # each tensor ends with a whole byte
+    # Each tensor ends with a whole byte. Of signs the score counts a zero point, a bit a layer. It has a mask
+    # of the zeros of the stem, 54 bytes, and unpruned of other layers too, for the work that they save.
+    assert stored - counted < len(tensors)
+    if sparsity:
+        assert counted - stored < 2 + 3 * 16 * 9 / 8
 
 
 def test_a_pruned_network_is_saved_as_a_plain_one() -> None:

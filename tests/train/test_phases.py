@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from job.checks.laboratory import Result, differences
-from job.errors import ConfigurationError, DataError
+from job.errors import ConfigurationError, DataError, JobError, UsageError
 from job.machine.preemption import Preemption
 from job.network import compressed, weights
 from job.phases import DENSE, PRUNE, QUANTISE, STATISTICS, Phase
@@ -94,11 +95,15 @@ def undisturbed() -> tuple[Trainer, list[bytes]]:
     return whole, states
 
 
-def test_every_state_resumes_to_the_same_bits(undisturbed: tuple[Trainer, list[bytes]]) -> None:
+def test_states_in_and_between_the_phases_resume_to_the_same_bits(
+    undisturbed: tuple[Trainer, list[bytes]],
+) -> None:
     whole, states = undisturbed
     assert len(states) == RECIPE.epochs * (STEPS + 1)
-    for encoded in states[1::2]:  # in each phase, and every second end of an epoch
-        state = TrainingState.decode(encoded, MOST)
+    inside = [phase.first * (STEPS + 1) + 1 for phase in RECIPE.phases]
+    between = [phase.first * (STEPS + 1) - 1 for phase in RECIPE.phases[1:]]
+    for index in inside + between:
+        state = TrainingState.decode(states[index], MOST)
         resumed = trainer()
         resumed.restore(state)
         run(resumed)
@@ -171,17 +176,15 @@ def test_the_teachers_targets_have_the_gradient_of_the_divergence() -> None:
     assert not any(parameter.requires_grad for parameter in taught.model.parameters())
 
 
-@pytest.mark.parametrize(("target", "bits"), [(0.002, (4, 4)), (0.003, (8, 8)), (0.0023, None)])
-def test_a_target_gets_the_least_sparsity_that_reaches_it(
-    target: float, bits: tuple[int, int] | None
-) -> None:
-    recipe = replace(RECIPE, target_score=target)
-    recipe = replace(recipe, **dict(zip(("weight_bits", "activation_bits"), bits or (4, 4), strict=True)))
+@pytest.mark.parametrize("bits", [(4, 4), (8, 8), None])
+def test_a_target_gets_the_least_sparsity_that_reaches_it(bits: tuple[int, int] | None) -> None:
+    recipe = replace(RECIPE, weight_bits=bits[0], activation_bits=bits[1]) if bits else RECIPE
     recipe = recipe if bits else replace(recipe, quantise_cycles=())
-    chosen = resolved(recipe, dataset()).sparsity
     sample = Sample(recipe, 7, (3, 32, 32))
+    target = 0.4 * sample.score(0.0) + 0.6 * sample.score(0.9)
+    chosen = resolved(replace(recipe, target_score=target), dataset()).sparsity
     assert sample.score(chosen) <= target < sample.score(chosen - 1e-4)
-    assert 0.1 < chosen < 0.99
+    assert 0.4 < chosen < 0.7
 
 
 def dataset() -> Any:
@@ -299,34 +302,63 @@ def test_a_damaged_teacher_is_noticed(archive: Path, tmp_path: Path) -> None:
     assert "has been changed" in done.stderr
 
 
-def refusals(archive: Path, dense: Path, tmp_path: Path) -> Sequence[tuple[int, str, tuple[str, ...]]]:
-    other = write_archive(tmp_path / "other.tar.gz", train=40, test=10, classes=4, seed=1)
-    foreign = tmp_path / "foreign"
-    assert not train(other, foreign, "--cycles", "1@5e-3").returncode
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of other classes."""
+    run = tmp_path_factory.mktemp("runs") / "foreign"
+    run.mkdir()
+    info = weights.NetworkInfo(10, 1, ("a", "b"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "0" * 64)
+    (run / layout.WEIGHTS).write_bytes(weights.save(info.build(), info))
+    return run
+
+
+def refused(recipe: Recipe, archive: Path, run: Path, origins: Origins) -> JobError:
+    with pytest.raises(JobError) as caught:
+        job.train(recipe, replace(place(archive, run), origins=origins), Preemption(10))
+    assert not run.exists()
+    return caught.value
+
+
+def test_weights_that_cannot_be_built_on_are_refused_before_training(
+    archive: Path, dense: Path, foreign: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "noise.safetensors").write_bytes(b"noise" * 100)
-    rest = COMPACT[2:]
-    return [
-        (78, "has no weights.safetensors", ("--from", str(tmp_path / "empty"), *rest)),
-        (78, "4 classes apart", ("--from", str(foreign), *rest)),
-        (78, "4 classes apart", ("--teacher", str(foreign), *COMPACT)),
-        (65, "not weights that this program saved", ("--from", str(tmp_path / "noise.safetensors"), *rest)),
-        (78, "--depth 10 --width 1", ("--from", str(dense), *rest, "--width", "2")),
-        (2, "Leave --cycles out", ("--from", str(dense), *COMPACT)),
-        (2, "--from", ("--cycles", "none", *rest)),
-        (2, "nothing in this recipe has a teacher", ("--teacher", str(dense), "--cycles", "1@5e-3")),
-        (78, "--target-score 1e-05", ("--target-score", "1e-5", *COMPACT)),
-        (2, "does not prune", ("--target-score", "0.1", "--cycles", "1@5e-3")),
-        (2, "--weight-bits", ("--weight-bits", "9", *COMPACT)),
-        (2, "--activation-bits", ("--activation-bits", "0", *COMPACT)),
+    noise, empty = str(tmp_path / "noise.safetensors"), str(tmp_path / "empty")
+    pruning, plain = replace(RECIPE, cycles=()), replace(RECIPE, prune_cycles=(), quantise_cycles=())
+    cases = [
+        (78, "has no weights.safetensors", pruning, Origins(start=empty)),
+        (78, "2 classes apart", pruning, Origins(start=str(foreign))),
+        (78, "2 classes apart", RECIPE, Origins(teacher=str(foreign))),
+        (65, "not weights that this program saved", pruning, Origins(start=noise)),
+        (78, "--from: .* is of depth 10 and width 1", replace(pruning, width=2), Origins(start=str(dense))),
+        (2, "nothing in this recipe has a teacher", plain, Origins(teacher=str(dense))),
+        (2, "--cycles none trains no network", pruning, Origins()),
+        (78, "--target-score 1e-05", replace(RECIPE, target_score=1e-5), Origins()),
     ]
+    for code, message, recipe, origins in cases:
+        error = refused(recipe, archive, tmp_path / "run", origins)
+        assert error.exit_code == code, error.message
+        assert re.search(message, error.message)
+        assert error.fix
 
 
-def test_bad_input_is_refused_before_training(archive: Path, dense: Path, tmp_path: Path) -> None:
-    for number, (code, message, words) in enumerate(refusals(archive, dense, tmp_path)):
-        done = train(archive, tmp_path / f"run-{number}", *words)
-        assert (done.returncode, message in done.stderr) == (code, True), done.stderr
-        assert not (tmp_path / f"run-{number}").exists()
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("Leave --cycles out", ("--from", "runs/first", *COMPACT)),
+        ("--from", ("--cycles", "none", *COMPACT[2:])),
+        ("Use --recipe compact", ("--from", "runs/first")),
+        ("does not prune", ("--target-score", "0.1")),
+        ("--weight-bits", ("--weight-bits", "9", *COMPACT)),
+        ("--activation-bits", ("--activation-bits", "0", *COMPACT)),
+        ("--recipe", ("--recipe", "tiny")),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(message: str, words: tuple[str, ...]) -> None:
+    done = micronet("train", *words)
+    assert done.returncode == UsageError.exit_code
+    assert message in done.stderr
 
 
 def test_a_quantised_run_is_no_start_and_a_fine_teacher(
@@ -341,24 +373,22 @@ def test_a_quantised_run_is_no_start_and_a_fine_teacher(
     assert [phase["name"] for phase in report["phases"]] == [DENSE, PRUNE, STATISTICS]
 
 
-def test_ten_kills_in_and_between_the_phases_give_the_same_bits(
-    finished: tuple[Path, dict[str, Any]], archive: Path, tmp_path: Path
+@pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.soak)])
+def test_kills_in_and_between_the_phases_give_the_same_bits(
+    count: int, finished: tuple[Path, dict[str, Any]], archive: Path, tmp_path: Path
 ) -> None:
     seed = int(np.random.default_rng().integers(2**31))
     print(f"seed {seed}")
     generator = np.random.default_rng(seed)
-    reference, words = (
-        finished[0],
-        ["--data", str(archive), *OPTIONS, *COMPACT, "--checkpoint-every", "0.01s"],
-    )
-    kills = 0
-    while kills < 10:
-        run = tmp_path / f"run-{kills}"
-        common = ["--run", str(run), "--cache", str(archive.parent / "cache"), *words]
-        for epoch in range(1, 5):
-            with started(common) as child:
+    reference, kills, runs = finished[0], 0, 0
+    while kills < count:
+        runs += 1
+        run = tmp_path / f"run-{runs}"
+        options = ["--run", str(run), "--cache", str(archive.parent / "cache"), "--data", str(archive)]
+        for epoch in range(2, 5):  # once in or just before each phase but the first
+            with started([*options, *OPTIONS, *COMPACT, "--checkpoint-every", "0.01s"]) as child:
                 if child.until(lambda event, epoch=epoch: event.get("epoch", 0) >= epoch):
-                    child.until(lambda event: True) if generator.random() < 0.5 else None
+                    time.sleep(0.1 * generator.random())
                     child.signal(9)
                 kills += child.end() == -9
         assert not train(archive, run, *COMPACT).returncode
