@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from job.checks.bench.loops import full
 from job.machine import device as devices
-from job.settings import PRECISIONS, Recipe
+from job.recipe import PRECISIONS, Recipe
 
 SHOWN = 25
 

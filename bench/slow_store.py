@@ -25,7 +25,7 @@ from job import events
 from job.checks.bench.loops import NEVER, Full, full
 from job.checks.bench.timing import order, spread
 from job.machine import device as devices
-from job.settings import Recipe
+from job.recipe import Recipe
 from tests.servers import FaultProxy, SeaweedFS
 
 BUCKET = "bench"

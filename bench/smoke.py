@@ -24,8 +24,9 @@ from torch.nn import functional as F
 
 from job.checks.bench.loops import batches, default_network
 from job.machine import device as devices
+from job.phases import Cycle
+from job.recipe import PRECISIONS, Recipe
 from job.run.state import TrainingState, largest
-from job.settings import PRECISIONS, Cycle, Recipe
 from job.train.step import CudaRecorder, Gradients, GraphRecorder, Precision, loss_scaler
 from job.train.trainer import Trainer
 

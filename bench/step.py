@@ -25,7 +25,7 @@ from job.checks.bench.loops import Bare, full
 from job.checks.bench.stock import Stock, images
 from job.checks.bench.timing import Stopwatch
 from job.machine import device as devices
-from job.settings import PRECISIONS, Recipe
+from job.recipe import PRECISIONS, Recipe
 from job.train.step import REDUCED
 
 STEPS = 4

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from job import cli, settings
+from job import cli
 from job.checks.child import named
+from job.recipe import PRECISIONS, RECIPES, Recipe
 from job.run import claims, layout
 from job.run.records import Claim, Worker
 from job.score import report as reports
+from job.settings import setting
 from job.store import Store, open_store
 from job.view import card, page
 from tests.archives import contents, write_archive, write_tar
@@ -59,7 +61,7 @@ def report_of(run: Path) -> dict[str, Any]:
 def test_the_reports_schema_knows_every_precision() -> None:
     text = Path(reports.__file__).with_name("score-report.schema.json").read_text("utf-8")
     known = json.loads(text)["properties"]["training"]["properties"]["precision"]["enum"]
-    assert sorted(known) == sorted(set(settings.PRECISIONS) - {"auto"})
+    assert sorted(known) == sorted(set(PRECISIONS) - {"auto"})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -298,18 +300,21 @@ def test_a_page_or_card_that_cannot_be_written_does_not_take_the_exit_code(
 
 
 @dataclass(frozen=True)
-class LaterRecipe(settings.Recipe):
+class LaterRecipe(Recipe):
     """The recipe of a later program, which has a field that older runs lack."""
 
-    label_smoothing: float = settings.setting(0.0, "Label smoothing.", before=0.0)
+    label_smoothing: float = setting(0.0, "Label smoothing.", before=0.0)
 
 
 def test_a_run_of_an_older_program_comes_to_its_report_when_the_recipe_has_a_new_field(
     micronet: Any, archive: Path, killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(killed, tmp_path / "run")
-    monkeypatch.setattr(settings, "Recipe", LaterRecipe)
+    monkeypatch.setitem(RECIPES, "entry", LaterRecipe())
     assert micronet("train", *arguments(archive, run), *LONG, "--exact") == 0
+    newest = claims.last(open_store(str(run)))
+    assert newest is not None
+    assert newest.attempt.recipe["label_smoothing"] == 0.0
     lineage = report_of(run)["lineage"]
     assert len(lineage["attempts"]) == 2
     assert lineage["drift"] == []

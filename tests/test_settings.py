@@ -9,7 +9,9 @@ import pytest
 from hypothesis import strategies as st
 
 from job.errors import UsageError
-from job.settings import DEMO, PRECISIONS, RECIPES, Cycle, Recipe, parse_cycles, setting
+from job.phases import Cycle, parse_cycles
+from job.recipe import DEMO, PRECISIONS, RECIPES, Recipe
+from job.settings import setting
 
 
 def test_cycles_parse_and_print() -> None:

@@ -18,7 +18,7 @@ from job.commands.options import (
     setting_option,
 )
 from job.machine.preemption import Preemption
-from job.settings import Recipe
+from job.recipe import Recipe
 
 PARTS = ("loop", "augmentation", "host", "determinism", "checkpoints")
 ON_CPU, ON_GPU = 64, 256  # images a batch

@@ -42,7 +42,7 @@ def data(data: tuple[str, ...], demo: bool, cache: str, export: str | None, prev
         write_folders(prepared.dataset, Path(export))
         click.echo(export)
     if preview:
-        from job.settings import Recipe
+        from job.recipe import Recipe
         from job.store.files import write_whole
         from job.train.preview import sheet
 

@@ -13,8 +13,9 @@ import click
 
 from job import settings
 from job.errors import UsageError
-from job.phases import format_cycles, parse_cycles
-from job.settings import AttemptSettings, DataSettings, DeviceSettings, Origins, Placement, Recipe
+from job.phases import Cycle, format_cycles, parse_cycles
+from job.recipe import RECIPES, Recipe
+from job.settings import AttemptSettings, DataSettings, DeviceSettings, Origins, Placement
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = type[Recipe | Placement | DataSettings | Origins | DeviceSettings | AttemptSettings]
@@ -66,14 +67,14 @@ class Pair(click.ParamType[tuple[str, str]]):
         return name, text
 
 
-class Cycles(click.ParamType[tuple[settings.Cycle, ...]]):
+class Cycles(click.ParamType[tuple[Cycle, ...]]):
     """One-cycle periods as `200@5e-3,200@5e-4`."""
 
     name = "cycles"
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> tuple[settings.Cycle, ...]:
+    ) -> tuple[Cycle, ...]:
         """Return the cycles; raise UsageError for what is not a list of them."""
         option = parameter.opts[0].lstrip("-") if parameter else self.name
         return parse_cycles(value, option)
@@ -164,7 +165,7 @@ demo_option = option(
 recipe_option = option(
     "--recipe",
     "named",
-    type=click.Choice(tuple(settings.RECIPES)),
+    type=click.Choice(tuple(RECIPES)),
     help="Recipe whose fields the other options change: the 2019 entry's; the same, then pruned and "
     "quantised; both in small, on generated data unless --data is given. Default: entry, with --demo demo.",
 )
@@ -182,7 +183,7 @@ def chosen_recipe(
     One that starts with a run's weights has no dense cycles. Raises UsageError where they are given.
     """
     given = {name: value for name, value in values.items() if not is_default(context, name)}
-    base = settings.RECIPES[named or ("demo" if demo else "entry")]
+    base = RECIPES[named or ("demo" if demo else "entry")]
     if start:
         if given.get("cycles"):
             raise UsageError("--from starts where --cycles have ended", "Leave --cycles out")

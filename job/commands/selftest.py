@@ -6,7 +6,7 @@ import click
 
 from job.commands.options import chosen_device, device_option, option, setting_option
 from job.machine.preemption import Preemption
-from job.settings import Recipe
+from job.recipe import Recipe
 
 EXAMPLES = """\b
 Examples:

@@ -132,12 +132,13 @@ class Preemption:
     def _guard(self, pipe: int, numbers: Collection[int]) -> NoReturn:
         """Read signals' numbers from `pipe`; end the process after the second one or the grace."""
         signalled: float | None = None
+        signals = select.poll()  # select() refuses descriptors from 1024 on
+        signals.register(pipe, select.POLLIN)
         while True:
             left = None
             if signalled is not None:
                 left = max(0.0, self._end_of_grace(signalled) - self._reserve / 2 - time.monotonic())
-            ready = select.select([pipe], [], [], left)[0]
-            if not ready:
+            if not signals.poll(None if left is None else 1000 * left):
                 _leave(f"the grace of {self.grace_seconds:g} s is over: stopped with what is durable")
             come, now = [number for number in os.read(pipe, 1) if number in numbers], time.monotonic()
             if come and signalled is not None and now - (self._signalled or signalled) > REPEAT_SECONDS:

@@ -15,7 +15,8 @@ from job.data.remote import HTTP, size_of
 from job.errors import DataError, JobError, MachineError
 from job.preflight import storage
 from job.preflight.check import Check, Finding, failure, ok, warning
-from job.settings import DEMO_DATA, DataSettings, Placement, Recipe
+from job.recipe import Recipe
+from job.settings import DEMO_DATA, DataSettings, Placement
 from job.store import Store, local_path, open_store
 
 if TYPE_CHECKING:

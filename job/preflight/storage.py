@@ -15,8 +15,9 @@ from job.data.archive import CIFAR100, parse_source
 from job.data.download import kept
 from job.errors import MachineError, PermissionRefusedError
 from job.preflight.check import Check, Finding, ok, warning
+from job.recipe import Recipe
 from job.run.manifests import KEPT
-from job.settings import DEMO_DATA, DataSettings, Recipe
+from job.settings import DEMO_DATA, DataSettings
 from job.store import Store, local_path, service
 from job.store.base import RefusedError, probe
 from job.store.files import explain, scratch

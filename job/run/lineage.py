@@ -9,10 +9,10 @@ from itertools import pairwise
 
 from job import events
 from job.errors import ConfigurationError, DataError, JobError, MachineError
+from job.recipe import Recipe
 from job.run import claims, layout
 from job.run.documents import Record
 from job.run.records import Beat, Claim, Number, Text, Worker
-from job.settings import Recipe
 from job.store.base import AbsentError, Store
 
 VANISHED, UNREADABLE, REFUSED, FINISHED = "vanished", "unreadable", "refused", "finished"

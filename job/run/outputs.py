@@ -11,9 +11,9 @@ from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, DataError
+from job.recipe import Recipe
 from job.run import claims, documents, layout
 from job.run.records import Epoch, Identity, Manifest
-from job.settings import Recipe
 from job.store.base import AbsentError, ConflictError, Store
 
 MAX_REPORT_BYTES = 2**25

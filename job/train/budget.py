@@ -9,8 +9,9 @@ import torch
 from job.data.cifar import Dataset
 from job.errors import ConfigurationError
 from job.network import compressed
+from job.recipe import Recipe
 from job.score.rules import score as rule_sets
-from job.settings import Recipe, setting_of
+from job.settings import setting_of
 
 GRID = 10_000
 """Sparsities are whole multiples of 1 / GRID."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from job.network import compressed
 from job.phases import PRUNE, QUANTISE, STATISTICS, Phase
-from job.settings import Recipe
+from job.recipe import Recipe
 from job.train.step import Precision
 
 RAMP = 0.5

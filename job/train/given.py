@@ -11,8 +11,9 @@ from job.data.dataset import PreparedData
 from job.errors import ConfigurationError, UsageError
 from job.network import compressed, weights
 from job.network.weights import NetworkInfo, PackedInfo
+from job.recipe import Recipe
 from job.run import layout
-from job.settings import Origins, Recipe
+from job.settings import Origins
 from job.store import open_store
 from job.store.base import AbsentError
 

@@ -21,9 +21,10 @@ from job.machine.preemption import Preemption
 from job.network.weights import NetworkInfo
 from job.preflight import doctor as preflight
 from job.progress import Progress, Startup, Workload
+from job.recipe import Recipe
 from job.run import layout
 from job.run.outputs import History, Run
-from job.settings import DeviceSettings, Placement, Recipe
+from job.settings import DeviceSettings, Placement
 from job.store import open_store
 from job.train import budget
 from job.train.attempt import Attempt

@@ -13,7 +13,7 @@ from torch import Tensor
 from job.data.cifar import Split
 from job.data.dataset import PreparedData
 from job.errors import ConfigurationError
-from job.settings import Recipe
+from job.recipe import Recipe
 from job.train import augment
 from job.train.augment import Mix
 

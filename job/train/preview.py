@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from job.data.cifar import Split
-from job.settings import Recipe
+from job.recipe import Recipe
 from job.train.loader import Images, Normalisation, TrainingBatches
 
 ROWS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from job.settings import Cycle
+from job.phases import Cycle
 
 WARM_UP = 0.3  # share of a cycle's steps on the way up
 START_DIVISOR = 25.0  # first learning rate = lr_max / 25

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job.errors import ConfigurationError
-from job.settings import Recipe
+from job.recipe import Recipe
 
 WARM_UP = 3  # plain steps on a stream of their own before the recording, as PyTorch's documentation asks
 REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}

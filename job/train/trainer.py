@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from job import events
 from job.errors import ConfigurationError
 from job.phases import PRUNE, QUANTISE, STATISTICS, Phase
+from job.recipe import Recipe
 from job.run.records import Epoch, Place
 from job.run.state import TrainingState, copy_off, optimizer_state, restore_optimizer
-from job.settings import Recipe
 from job.train.compression import STEP_RATE, Compression, Teacher
 from job.train.loader import TrainingBatches
 from job.train.schedule import one_cycle

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from job.recipe import PRECISIONS
 from job.run import layout
-from job.settings import DEMO_DATA, PRECISIONS
+from job.settings import DEMO_DATA
 from job.store.base import Store
 from job.text import duration, ordinal, percent
 from job.view import curves, standing

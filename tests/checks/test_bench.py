@@ -19,7 +19,8 @@ from job.checks.bench.results import lines
 from job.checks.bench.stock import event_learner
 from job.checks.bench.timing import Stopwatch, difference, interleave, ratio, spread
 from job.network.wide_resnet import wide_resnet
-from job.settings import Cycle, Recipe
+from job.phases import Cycle
+from job.recipe import Recipe
 from job.train.trainer import Trainer
 
 CPU = torch.device("cpu")

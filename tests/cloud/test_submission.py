@@ -16,7 +16,8 @@ from job.cloud.submission import array_member, recipe_arguments, training
 from job.commands.options import chosen_recipe
 from job.commands.train import train
 from job.errors import ConfigurationError, UsageError
-from job.settings import PRECISIONS, RECIPES, Cycle, Recipe
+from job.phases import Cycle
+from job.recipe import PRECISIONS, RECIPES, Recipe
 from tests.cloud.documents import IMAGE, INFRA, ROOT, assert_one_clear_line, micronet, refusal, rendered
 
 RUN = "s3://my-bucket/runs/first"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from job.network.wide_resnet import wide_resnet
-from job.settings import Cycle, Recipe
+from job.phases import Cycle
+from job.recipe import Recipe
 from job.train.loader import Images, Normalisation, TrainingBatches
 from job.train.trainer import Trainer
 from tests.simulated_gpu import BOARD, DEVICE, Fault

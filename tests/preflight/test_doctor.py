@@ -22,7 +22,8 @@ from job.errors import ConfigurationError, DataError, JobError, MachineError, Pe
 from job.preflight import gpu
 from job.preflight.check import Finding
 from job.preflight.doctor import check, check_data, exit_code
-from job.settings import DEMO, DEMO_DATA, DataSettings
+from job.recipe import DEMO
+from job.settings import DEMO_DATA, DataSettings
 from job.store import open_store
 from tests.servers import FaultProxy, RangeServer, free_ports
 from tests.store.careless import CarelessS3

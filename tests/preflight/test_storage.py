@@ -27,7 +27,8 @@ from job.preflight.storage import (
     parameters,
     run_bytes,
 )
-from job.settings import DEMO_DATA, DataSettings, Recipe
+from job.recipe import Recipe
+from job.settings import DEMO_DATA, DataSettings
 from job.store import open_store
 from job.store import service as service_of
 from job.store.base import RefusedError

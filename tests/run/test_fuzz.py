@@ -16,10 +16,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import numpy as np
@@ -31,6 +32,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from job import cli, events
+from job.machine.preemption import Preemption
 from job.network import weights
 from tests.archives import write_archive
 from tests.run.checkpoint_runs import quick_folder, seal
@@ -62,8 +64,10 @@ def call(*arguments: str) -> tuple[int, str]:
     """Run the command line in this process; return its exit code and what it printed."""
     printed, before = io.StringIO(), sys.argv
     sys.argv = ["micronet", *arguments]
+    # A process watches for signals once; a thousand times over, that takes all descriptors.
+    unwatched = mock.patch.object(Preemption, "installed", lambda self: nullcontext())
     try:
-        with redirect_stdout(printed), redirect_stderr(printed):
+        with redirect_stdout(printed), redirect_stderr(printed), unwatched:
             code = cli._run()
     finally:
         sys.argv = before

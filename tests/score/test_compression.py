@@ -14,9 +14,9 @@ from fractions import Fraction
 import pytest
 
 from job.network import compressed
+from job.recipe import RECIPES
 from job.score.rules import score
 from job.score.tally import CIFAR100, Tally
-from job.settings import RECIPES
 from job.train.budget import Sample
 
 ZEROS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)

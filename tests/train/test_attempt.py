@@ -15,12 +15,13 @@ import pytest
 from job.errors import ConfigurationError, DataError, FencedError, JobError
 from job.machine.preemption import Preemption
 from job.network.wide_resnet import wide_resnet
+from job.recipe import Recipe
 from job.run import claims, layout
 from job.run.checkpoints import Checkpoints
 from job.run.lineage import lineage
 from job.run.outputs import Run
 from job.run.records import Worker
-from job.settings import AttemptSettings, Recipe
+from job.settings import AttemptSettings
 from job.store import Store, open_store
 from job.train.attempt import Attempt
 

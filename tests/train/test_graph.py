@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from job.errors import ConfigurationError
-from job.settings import Recipe
+from job.recipe import Recipe
 from job.train.step import check_graph
 from job.train.trainer import Trainer
 from tests.forked import micronet

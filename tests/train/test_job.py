@@ -14,9 +14,11 @@ from job.data.dataset import prepare
 from job.errors import ConfigurationError, DataError, MachineError
 from job.machine import device as devices
 from job.machine.preemption import Preemption
+from job.phases import Cycle
+from job.recipe import Recipe
 from job.run.checkpoints import Checkpoints
 from job.run.records import Worker
-from job.settings import AttemptSettings, Cycle, DataSettings, DeviceSettings, Placement, Recipe
+from job.settings import AttemptSettings, DataSettings, DeviceSettings, Placement
 from job.store import open_store
 from job.train import job
 from job.train.evaluate import MISTAKES, assess

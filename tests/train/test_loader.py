@@ -1,6 +1,6 @@
 import torch
 
-from job.settings import Recipe
+from job.recipe import Recipe
 from job.train.loader import Images, Normalisation, TrainingBatches
 
 CPU = torch.device("cpu")

@@ -19,11 +19,12 @@ from job.checks.laboratory import Result, differences
 from job.errors import ConfigurationError, DataError, JobError, UsageError
 from job.machine.preemption import Preemption
 from job.network import compressed, weights
-from job.phases import DENSE, PRUNE, QUANTISE, STATISTICS, Phase
+from job.phases import DENSE, PRUNE, QUANTISE, STATISTICS, Cycle, Phase
+from job.recipe import RECIPES, Recipe
 from job.run import layout
 from job.run.state import TrainingState, largest
 from job.score.rules import score
-from job.settings import RECIPES, Cycle, Origins, Recipe
+from job.settings import Origins
 from job.store import open_store
 from job.train import job
 from job.train.budget import Sample, resolved

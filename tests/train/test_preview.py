@@ -9,7 +9,7 @@ from PIL import Image
 
 from job.commands.data import data
 from job.data.cifar import Split
-from job.settings import Recipe
+from job.recipe import Recipe
 from job.train.preview import AUGMENTED, GAP, MIXED, ROWS, sheet
 from tests.archives import write_archive
 

@@ -1,6 +1,7 @@
 import pytest
 
-from job.settings import Cycle, Recipe
+from job.phases import Cycle
+from job.recipe import Recipe
 from job.train.schedule import one_cycle
 
 STEPS = 195  # an epoch of 50,000 images in batches of 256, the last partial batch dropped

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from job.network.wide_resnet import wide_resnet
-from job.settings import Cycle, Recipe
+from job.phases import Cycle
+from job.recipe import Recipe
 from job.train import augment
 from job.train.loader import Images, Normalisation, Plan, TrainingBatches
 from job.train.step import Precision, loss_scaler

@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from job.network.wide_resnet import wide_resnet
+from job.phases import Cycle
+from job.recipe import Recipe
 from job.run.state import TrainingState, largest
-from job.settings import Cycle, Recipe
 from job.train.loader import Images, Normalisation, TrainingBatches
 from job.train.trainer import Trainer, adamw
 

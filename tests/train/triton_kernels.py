@@ -31,7 +31,8 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from triton.backends.compiler import GPUTarget
 
 from job.network.wide_resnet import wide_resnet
-from job.settings import Cycle, Recipe
+from job.phases import Cycle
+from job.recipe import Recipe
 from job.train.loader import Images, Normalisation, TrainingBatches
 from job.train.trainer import Trainer
 

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from job.data.cifar import CIFAR100_SHA256
+from job.recipe import Recipe
 from job.run import claims, layout, records
 from job.run.outputs import Run
 from job.run.records import Beat, Claim, End, Worker
 from job.score import report as reports
-from job.settings import Recipe
 from job.store import Store
 
 COMPACT = Path(__file__).parents[1] / "score" / "fixtures" / "compact-report.json"

@@ -21,8 +21,10 @@ from job.machine import device as devices
 from job.machine.device import synchronise
 from job.machine.preemption import Preemption
 from job.network.wide_resnet import wide_resnet
+from job.phases import Cycle
+from job.recipe import Recipe
 from job.run.outputs import History, Run
-from job.settings import AttemptSettings, Cycle, Recipe
+from job.settings import AttemptSettings
 from job.store import open_store
 from job.train.attempt import Attempt
 from job.train.checkpointing import Checkpointing

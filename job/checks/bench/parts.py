@@ -36,7 +36,7 @@ from job.checks.bench.timing import (
 )
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine import device as devices
-from job.settings import Recipe
+from job.recipe import Recipe
 from job.train.loader import TrainingBatches
 from job.train.step import CudaRecorder, Gradients, Precision, loss_scaler
 from job.train.trainer import BETA2, adamw

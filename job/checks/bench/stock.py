@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine.device import synchronise
 from job.network.wide_resnet import wide_resnet
-from job.settings import Recipe
+from job.recipe import Recipe
 from job.train.loader import TrainingBatches
 from job.train.schedule import one_cycle
 from job.train.step import Precision, loss_scaler
