@@ -65,7 +65,7 @@ def call(*arguments: str) -> tuple[int, str]:
     printed, before = io.StringIO(), sys.argv
     sys.argv = ["micronet", *arguments]
     # A process watches for signals once; a thousand times over, that takes all descriptors.
-    unwatched = mock.patch.object(Preemption, "installed", lambda self: nullcontext())
+    unwatched = mock.patch.object(Preemption, "installed", return_value=nullcontext())
     try:
         with redirect_stdout(printed), redirect_stderr(printed), unwatched:
             code = cli._run()
