@@ -343,14 +343,15 @@ def test_a_setting_that_changes_the_bits_is_drift(
 ) -> None:
     run = shutil.copytree(killed, tmp_path / "run")
     words = ["train", *arguments(archive, run), *LONG]
+    before = os.environ.get(variable)
     done = process(*words, "--exact", **{variable: value})
     assert done.returncode == 78, done.stderr
-    assert f"{variable} None -> '{value}'" in done.stderr.splitlines()[-1]
+    assert f"{variable} {before!r} -> '{value}'" in done.stderr.splitlines()[-1]
     done = process(*words, **{variable: value})
     assert done.returncode == 0, done.stderr
-    assert f"{variable}='None -> {value}'" in done.stderr
+    assert f"{variable}='{before} -> {value}'" in done.stderr
     changes = {change["field"]: change for change in report_of(run)["lineage"]["drift"]}
-    assert changes[variable] == {"generation": 2, "field": variable, "before": None, "now": value}
+    assert changes[variable] == {"generation": 2, "field": variable, "before": before, "now": value}
 
 
 @pytest.mark.parametrize("field", ["code", "torch", "torchvision", "numpy", "fastai"])

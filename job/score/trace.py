@@ -81,6 +81,8 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Stored]]:
     }
     try:
         replica = copy.deepcopy(model, dict[int, Any](loose)).eval()
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise  # the device's fault and not the model's
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise UsageError(
             f"the model cannot be copied, and the score never runs the live one: {error}",

@@ -63,7 +63,7 @@ def test_a_source_is_read(text: str, source: Source) -> None:
     [
         "",
         "ftp://host/a",
-        "gs://bucket/a",
+        "az://bucket/a",
         "a#sha256=",
         "a#sha256=12",
         f"a#sha256={'g' * 64}",
