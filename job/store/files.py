@@ -221,7 +221,7 @@ def _lock_domain(folder: Path) -> str:
 
 @functools.cache
 def _boot() -> str:
-    """Return what is one kernel's alone; where it tells nothing of the kind, what is this process's alone."""
+    """Return what only one kernel has; where it is unknown, what only this process has."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:

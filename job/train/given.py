@@ -49,7 +49,7 @@ class Given:
         classes = tuple(data.dataset.classes)
         if self.info.classes != classes:
             raise ConfigurationError(
-                f"{self.option}: {self.uri} tells {len(self.info.classes)} classes apart "
+                f"{self.option}: {self.uri} has {len(self.info.classes)} classes "
                 f"({', '.join(self.info.classes[:3])} ...), and the data has {len(classes)} "
                 f"({', '.join(classes[:3])} ...)",
                 "Name weights that were trained on the same data",
