@@ -329,8 +329,8 @@ def test_weights_that_cannot_be_built_on_are_refused_before_training(
     pruning, plain = replace(RECIPE, cycles=()), replace(RECIPE, prune_cycles=(), quantise_cycles=())
     cases = [
         (78, "has no weights.safetensors", pruning, Origins(start=empty)),
-        (78, "2 classes apart", pruning, Origins(start=str(foreign))),
-        (78, "2 classes apart", RECIPE, Origins(teacher=str(foreign))),
+        (78, "has 2 classes", pruning, Origins(start=str(foreign))),
+        (78, "has 2 classes", RECIPE, Origins(teacher=str(foreign))),
         (65, "not weights that this program saved", pruning, Origins(start=noise)),
         (78, "--from: .* is of depth 10 and width 1", replace(pruning, width=2), Origins(start=str(dense))),
         (2, "nothing in this recipe has a teacher", plain, Origins(teacher=str(dense))),
