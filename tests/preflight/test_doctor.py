@@ -100,6 +100,7 @@ def test_a_kernel_that_hangs_is_reported_and_what_comes_after_it_is_left_out(
 def test_without_a_gpu_the_rest_is_reported_too(
     s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("job.preflight.doctor.NETWORK_SECONDS", 30.0)  # boto3 is imported in that time
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     code, checks = examine(capsys, "--data", tmp_path / "none", "--run", s3_uri, "--cache", tmp_path)
     assert code == 78
