@@ -60,7 +60,8 @@ def _shortage(error: Exception) -> MachineError | None:
 def _explain(error: JobError | PreemptedError) -> int:
     from job import events
 
-    events.stopped(error.message, error.fix, error.exit_code)
+    if not error.quiet:
+        events.stopped(error.message, error.fix, error.exit_code)
     return error.exit_code
 
 

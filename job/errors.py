@@ -49,6 +49,9 @@ TERMINATED = ExitCode(143, "terminated", "SIGTERM, answered by something other t
 BY_SIGNAL = (KILLED, TERMINATED)
 """What a container's exit code is when a signal ended it."""
 
+BEFORE_OTHERS = (FENCED, REFUSED, CONFIGURATION, DATA, USAGE, BUG, PREEMPTED, MACHINE)
+"""Of processes that end together the first of these is the job's: the others notice that one is gone."""
+
 RETRYABLE = tuple(row.code for row in TABLE + BY_SIGNAL if row.action is Action.RETRY)
 """Codes that deserve another attempt; all others fail at once."""
 
@@ -56,11 +59,12 @@ RETRYABLE = tuple(row.code for row in TABLE + BY_SIGNAL if row.action is Action.
 class ExplainedError(BaseException):
     """Something the user can understand and act on; shown as one line, without a traceback.
 
-    `fix` says what to do. `exit_code` is the process's status. Addresses in both lose what may be a secret:
-    libraries put whole addresses into their messages.
+    `fix` says what to do. `exit_code` is the process's status. Addresses in both texts lose what may be a
+    secret: libraries put whole addresses into their messages. A `quiet` error is not shown.
     """
 
     exit_code = BUG.code
+    quiet = False
 
     def __init__(self, message: str, fix: str = "") -> None:
         self.message = redact_text(message)

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 _format = "human"
+_process = 0  # of those that train together
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -38,6 +39,17 @@ def configure(log_format: str = "human") -> None:
     structlog.configure(processors=processors, logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
+def name_process(rank: int) -> None:
+    """Mark what is logged from now on as that process's; the progress is process 0's to log."""
+    global _process
+    _process = rank
+
+
+def process() -> int:
+    """Return the number of this process among those that train together, from 0."""
+    return _process
+
+
 def _for_people(logger: Any, method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
     for name, value in fields.items():
         if isinstance(value, float):
@@ -62,24 +74,30 @@ def on_terminal() -> bool:
 
 def emit(event: str, /, **fields: Any) -> None:
     """Report that `event` happened. `fields` are plain values with the unit in the name."""
-    structlog.get_logger().info(event, **fields)
+    if not _process:
+        structlog.get_logger().info(event, **fields)
 
 
 def phase(event: str, /, **fields: Any) -> None:
     """Report that a part of the work begins: for programs that watch, so only as JSON."""
-    if _format == "json":
+    if _format == "json" and not _process:
         structlog.get_logger().debug(event, **fields)
 
 
 def warn(event: str, /, **fields: Any) -> None:
     """Report something the user should check although the job continues."""
-    structlog.get_logger().warning(event, **fields)
+    structlog.get_logger().warning(event, **_of_process(), **fields)
 
 
 def stopped(cause: str, fix: str, exit_code: int) -> None:
     """Report, in one line, why the job stops and what to do about it."""
     if _format == "json":
-        structlog.get_logger().error("stopped", cause=cause, fix=fix, exit_code=exit_code)
+        structlog.get_logger().error("stopped", **_of_process(), cause=cause, fix=fix, exit_code=exit_code)
     else:
-        line = printable(f"micronet: {cause}. {fix}".rstrip())
+        name = f"micronet, process {_process}" if _process else "micronet"
+        line = printable(f"{name}: {cause}. {fix}".rstrip())
         print(line, f"(exit code {exit_code})", file=sys.stderr)
+
+
+def _of_process() -> dict[str, int]:
+    return {"process": _process} if _process else {}

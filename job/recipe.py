@@ -87,6 +87,13 @@ class Recipe:
     batch_size: int = setting(
         256, "Images in a step; the last partial batch of an epoch is dropped.", minimum=1
     )
+    shards: int = setting(
+        1,
+        "Parts of a step's images, each computed as by itself, so that as many processes can share the work with "
+        "the same bits. A power of two.",
+        before=1,
+        minimum=1,
+    )
     weight_decay: float = setting(0.1, "Decoupled weight decay, on every parameter.", minimum=0)
     mixup_alpha: float = setting(
         0.4, "Parameter of mixup's Beta distribution; 0 turns mixup off.", minimum=0, maximum=1000
@@ -122,6 +129,13 @@ class Recipe:
         if self.depth % 6 != 4:
             raise UsageError(
                 f"--depth: {self.depth} is not 6n + 4", "Give 10, 16, 22, 28 or another such depth"
+            )
+        if self.shards & (self.shards - 1):
+            raise UsageError(f"--shards: {self.shards} is no power of two", "Give 1, 2, 4, 8 or 16")
+        if self.batch_size % self.shards:
+            raise UsageError(
+                f"--batch-size: {self.batch_size} is no multiple of the {self.shards} of --shards",
+                "Change one of them",
             )
         if not self.phases:
             raise UsageError("--cycles: there is no epoch to train", "Write for example --cycles 200@5e-3")

@@ -111,6 +111,11 @@ class DeviceSettings:
         False,
         "Launch forward and backward pass as one CUDA graph: same bits, less work for the host.",
     )
+    processes: str = setting(
+        "1",
+        "Processes that share the --shards, one a GPU: a number, or auto for as many as there are GPUs.",
+        metavar="N|auto",
+    )
     step_timeout: float = setting(
         600.0,
         "Time without a step until the device counts as hung (74); 0: never.",

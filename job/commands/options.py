@@ -97,6 +97,19 @@ class Device(click.ParamType[str]):
         return text
 
 
+class Processes(click.ParamType[str]):
+    """A number of processes from 1, or `auto`."""
+
+    name = "processes"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        """Return it as text; fail for what is neither."""
+        text = str(value)
+        if text != "auto" and not re.fullmatch(r"[1-9]\d{0,3}", text):
+            self.fail(f"{text!r} is neither a number from 1 nor auto", parameter, context)
+        return text
+
+
 def setting_option(
     owner: Settings, name: str, *, flag: str | None = None, **changes: Any
 ) -> Callable[[Command], Command]:
@@ -158,6 +171,7 @@ data_option = setting_option(DataSettings, "data")
 cache_option = cache_option_for("downloads and unpacked data")
 store_cache_option = setting_option(DataSettings, "store_cache")
 device_option = setting_option(DeviceSettings, "device", type=Device())
+processes_option = setting_option(DeviceSettings, "processes", type=Processes())
 graph_option = setting_option(DeviceSettings, "graph")
 demo_option = option(
     "--demo", is_flag=True, help="Use a generated data set and a recipe that takes minutes on a processor."

@@ -21,6 +21,7 @@ from job.commands.options import (
     graph_option,
     is_default,
     is_demo,
+    processes_option,
     recipe_option,
     recipe_options,
     setting_option,
@@ -29,8 +30,10 @@ from job.commands.options import (
     store_cache_option,
     teacher_option,
 )
+from job.machine import launch
 from job.machine.preemption import Preemption
 from job.machine.process import OutputError, require_threads
+from job.machine.processes import end_with_agent, under_torchrun
 from job.run import layout
 from job.settings import AttemptSettings, DataSettings, DeviceSettings, Origins, Placement
 
@@ -53,6 +56,7 @@ Examples:
 @cache_option
 @store_cache_option
 @device_option
+@processes_option
 @setting_option(AttemptSettings, "checkpoint_every", help="Time between checkpoints; 5 s with --demo.")
 @setting_option(AttemptSettings, "storage_budget")
 @setting_option(AttemptSettings, "grace")
@@ -74,6 +78,7 @@ def train(
     cache: str,
     store_cache: str | None,
     device: str,
+    processes: str,
     checkpoint_every: float,
     storage_budget: float,
     grace: float,
@@ -82,7 +87,7 @@ def train(
     exact: bool,
     accept_drift: bool,
     **values: Any,
-) -> None:
+) -> int:
     """Fetch the data, train, evaluate and write the score report. A run that was interrupted is resumed."""
     demo = is_demo(demo, named, data)
     recipe = chosen_recipe(context, demo, named, values, start)
@@ -93,13 +98,19 @@ def train(
     placement = Placement(
         run,
         DataSettings(sources(data, demo), cache, store_cache),
-        DeviceSettings(chosen_device(device, gpu_required=not demo), graph, step_timeout),
+        DeviceSettings(chosen_device(device, gpu_required=not demo), graph, processes, step_timeout),
         AttemptSettings(checkpoint_every, storage_budget, grace, exact, accept_drift),
         Origins(start, teacher),
     )
     preemption: Preemption = context.obj
     preemption.grace_seconds = grace
     require_threads()
+    if under_torchrun():
+        end_with_agent()
+    else:
+        count = launch.resolve(processes, recipe.shards, device)
+        if count > 1:
+            return launch.run(count, sys.argv[1:], grace, preemption)
     with preemption.deferred():  # torn imports leave modules that cannot be used
         from job.machine import faults
         from job.train.job import memory_fix
@@ -107,10 +118,13 @@ def train(
 
     with faults.explained(memory_fix(recipe)):
         report = run_job(recipe, placement, preemption)
+    if report is None:
+        return 0
     try:
         _print(report)
     except OutputError as error:  # the report is durable: nothing that happens to its summary counts
         events.warn("summary_not_printed", reason=error.message)
+    return 0
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -52,14 +52,16 @@ MACHINE = (*HARDWARE, "code", "torch", "cuda", "cudnn", *PACKAGES, *SETTINGS, *G
 """The keys of `machine`; a different value in two attempts at a run is drift."""
 
 
-def choose(requested: str) -> torch.device:
+def choose(requested: str, local_rank: int | None = None) -> torch.device:
     """Return the device for auto or cuda (the first GPU), cuda:N, cpu or any (a GPU where there is one).
 
     A GPU becomes CUDA's current device; a device that a plug-in has registered with PyTorch counts as a GPU
     for auto and any. Raises the error of `driver.why_no_gpu` where a GPU is required and there is none, since
     nobody wants 600 epochs on a processor, and ConfigurationError for a number that no GPU has. GPUs are
-    numbered as CUDA_VISIBLE_DEVICES leaves them.
+    numbered as CUDA_VISIBLE_DEVICES leaves them. By its `local_rank` each process of a machine gets one.
     """
+    if local_rank is not None and requested in ("auto", "cuda", "any") and torch.cuda.is_available():
+        requested = f"cuda:{local_rank}"
     plugged_in = torch.accelerator.current_accelerator(check_available=True)
     if requested in ("auto", "any") and plugged_in is not None and plugged_in.type != "cuda":
         return torch.device(plugged_in.type, 0)
@@ -69,7 +71,7 @@ def choose(requested: str) -> torch.device:
         raise driver.why_no_gpu(driver.inspect())
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     number = pick(requested, names, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if len(names) > 1:
+    if len(names) > 1 and local_rank is None:
         events.emit("device", using=f"cuda:{number} ({names[number]})", ignored_gpus=len(names) - 1)
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
@@ -104,11 +106,14 @@ def resolve_precision(requested: str, device: torch.device) -> str:
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
 
-def configure(deterministic: bool) -> None:
+def configure(deterministic: bool, shards: int = 1) -> None:
     """Make fp32 mean IEEE fp32 (no TF32) and, if asked, algorithms deterministic; call before CUDA starts.
 
-    The process also keeps the memory that it frees.
+    The process also keeps the memory that it frees. With several shards it has one thread, unless
+    OMP_NUM_THREADS says otherwise: bits depend on the threads, and may not on the processes.
     """
+    if shards > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     _keep_freed_memory()
     _turn_tf32_off()
     torch.backends.cudnn.benchmark = not deterministic

@@ -91,7 +91,7 @@ class Preemption:
     def check(self, save_seconds: float = 0.0) -> None:
         """Raise PreemptedError if a stop was requested, or if a notice leaves at most `save_seconds`."""
         if not self.requested and self.remaining() <= save_seconds:
-            self._request("the machine is about to be taken away")
+            self.request("the machine is about to be taken away")
         if self.requested:
             self._raised = True
             raise self._error()
@@ -99,6 +99,11 @@ class Preemption:
     def expect(self, gone: float) -> None:
         """Note that the machine will be gone at `gone` (time.monotonic()); the earliest time counts."""
         self._gone = min(self._gone, gone)
+
+    @property
+    def gone(self) -> float:
+        """When the machine will be gone (time.monotonic()); infinity while nothing says so."""
+        return self._gone
 
     @property
     def deadline(self) -> float | None:
@@ -121,7 +126,7 @@ class Preemption:
         if self._signalled is None:
             self._signalled = time.monotonic()
             self._gone = self._end_of_grace(self._signalled)
-            self._request(f"stopped by {signal.Signals(number).name}")
+            self.request(f"stopped by {signal.Signals(number).name}")
         if self._depth == 0:
             self._raise_once()
 
@@ -146,7 +151,8 @@ class Preemption:
             if come and signalled is None:
                 signalled = now
 
-    def _request(self, reason: str) -> None:
+    def request(self, reason: str) -> None:
+        """Note that the process is asked to stop; the next `check` raises it."""
         if not self.requested:
             self._reason = reason
             self.requested = True

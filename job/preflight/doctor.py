@@ -61,23 +61,28 @@ def _check_device(recipe: Recipe, requested: str) -> list[Finding]:
     return _Background(checks, DEVICE_SECONDS).found()
 
 
-def check(
-    recipe: Recipe, run: str | None, data: DataSettings, device: torch.device, store: Store | None
-) -> None:
-    """Check the device, the store and the disks; raise the first JobError, log warnings.
+def check_device(device: torch.device) -> None:
+    """Check the device; raise the first JobError, log warnings."""
+    from job.preflight import gpu
+
+    _require(
+        Check("gpu", lambda: gpu.check_device(device)),
+        Check("kernel", lambda: gpu.check_work(device)),
+    )
+
+
+def check_storage(recipe: Recipe, run: str | None, data: DataSettings, store: Store | None) -> None:
+    """Check the store and the disks; raise the first JobError, log warnings.
 
     `store` is the run's own, so that its requests find out about its service only once; None for a run
     without --run. A store that does not answer is retried as in any other call. The data is not checked:
     fetching it comes next.
     """
-    from job.preflight import gpu
+    _require(*storage.checks(run, store), Check("disk", lambda: storage.check_space(recipe, run, data)))
 
-    for each in (
-        Check("gpu", lambda: gpu.check_device(device)),
-        Check("kernel", lambda: gpu.check_work(device)),
-        *storage.checks(run, store),
-        Check("disk", lambda: storage.check_space(recipe, run, data)),
-    ):
+
+def _require(*checks: Check) -> None:
+    for each in checks:
         found = each.run()
         if found.status == "warning":
             events.warn("preflight", check=found.name, reason=found.text, fix=found.fix)

@@ -18,7 +18,7 @@ from job.store.base import AbsentError, Store
 VANISHED, UNREADABLE, REFUSED, FINISHED = "vanished", "unreadable", "refused", "finished"
 """Reasons that are not an attempt's own words, or that others act on."""
 
-OF_ONE_ATTEMPT = ("host", "started", "recipe", "git")
+OF_ONE_ATTEMPT = ("host", "started", "recipe", "git", "processes")
 """What a claim says besides what the attempt's bits depend on."""
 
 HEARTBEAT_SECONDS = 10.0

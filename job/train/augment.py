@@ -134,21 +134,21 @@ def augment(images: Tensor, transforms: Transforms) -> Tensor:
 
 
 class Mix(NamedTuple):
-    """Partners and shares for N images of each of S steps (or, without the first dimension, of one)."""
+    """Partners and shares for N images of each of R rows (or, without the first dimension, of one)."""
 
-    share: Tensor  # [S, N] float32 of the image itself, in [0.5, 1]
-    partner: Tensor  # [S, N] int64 index in the batch
+    share: Tensor  # [R, N] float32 of the image itself, in [0.5, 1]
+    partner: Tensor  # [R, N] int64 index in the row
 
 
-def draw_mix(steps: int, count: int, alpha: float, generator: torch.Generator) -> Mix:
-    """Draw shares max(l, 1 - l) with l ~ Beta(alpha, alpha), and for each step a permutation of partners.
+def draw_mix(rows: int, count: int, alpha: float, generator: torch.Generator) -> Mix:
+    """Draw shares max(l, 1 - l) with l ~ Beta(alpha, alpha), and for each row a permutation of partners.
 
     A Beta variable is the ratio of two Gamma variables; `torch.distributions` takes no generator.
     """
     device = generator.device
-    gamma = torch._standard_gamma(torch.full((2, steps, count), alpha, device=device), generator=generator)
+    gamma = torch._standard_gamma(torch.full((2, rows, count), alpha, device=device), generator=generator)
     share = gamma[0] / gamma.sum(0)
-    keys = torch.rand(steps, count, generator=generator, device=device)
+    keys = torch.rand(rows, count, generator=generator, device=device)
     return Mix(torch.maximum(share, 1 - share), keys.argsort(dim=1, stable=True))
 
 

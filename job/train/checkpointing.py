@@ -11,6 +11,7 @@ from job.errors import FencedError, JobError, MachineError, PermissionRefusedErr
 from job.machine import faults
 from job.machine.faults import DeviceLostError
 from job.run import records
+from job.machine.processes import ALONE, Group, PeerLostError
 from job.run.lineage import Heartbeat
 from job.run.outputs import History
 from job.run.records import Beat
@@ -24,8 +25,8 @@ SETTLE_SECONDS = 60.0  # that the end of a failed attempt waits for what the sav
 class Checkpointing:
     """Saves the training of an attempt while `running`, and writes its heartbeats."""
 
-    def __init__(self, attempt: Attempt, trainer: Trainer, history: History) -> None:
-        self.attempt, self.trainer, self.history = attempt, trainer, history
+    def __init__(self, attempt: Attempt, trainer: Trainer, history: History, group: Group = ALONE) -> None:
+        self.attempt, self.trainer, self.history, self.group = attempt, trainer, history, group
         self.saver, self.preemption = attempt.saver, attempt.preemption
         self.heartbeat = Heartbeat(attempt.store, attempt.generation, self._beat)
         self.began, self.noticed = time.monotonic(), False
@@ -42,7 +43,7 @@ class Checkpointing:
             yield
         except PreemptedError as error:
             raise self._last_save(error) from None
-        except DeviceLostError as error:
+        except (DeviceLostError, PeerLostError) as error:
             self.settle(error.message)
             raise
         except (MachineError, PermissionRefusedError) as error:  # the store takes nothing any more
@@ -66,7 +67,9 @@ class Checkpointing:
             self.saver.offer(self._state())
         elif self.saver.due:
             self.saver.offer(self._state())
-        self.preemption.check(2 * self.saver.save_seconds)  # one save may be in flight, and then the last
+        self.group.check(
+            self.preemption, 2 * self.saver.save_seconds
+        )  # one save may be in flight, and then the last
 
     def save(self) -> None:
         """Have the state as it is now saved in the background."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from job.network import compressed
+from job.network import compressed, weights
 from job.phases import PRUNE, QUANTISE, STATISTICS, Phase
 from job.recipe import Recipe
 from job.train.step import Precision
@@ -37,6 +37,12 @@ class Teacher:
     def __init__(self, network: nn.Module, share: float, precision: str, device: torch.device) -> None:
         network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.model, self.share = Precision(network, precision), share
+
+    @classmethod
+    def of(cls, recipe: Recipe, dense: nn.Module | bytes, device: torch.device) -> Teacher:
+        """Return the recipe's teacher with a network, or with the one in a file of weights."""
+        network = weights.load(dense)[0] if isinstance(dense, bytes) else dense
+        return cls(network, recipe.distillation, recipe.precision, device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:

@@ -88,6 +88,12 @@ class Basis:
             _check_shape(start, recipe)
         return cls(start, teacher)
 
+    @property
+    def teaches(self) -> nn.Sequential | None:
+        """The network that is the teacher; None where it is the run's own dense one."""
+        given = self.teacher or self.start
+        return given.network if given else None
+
     def named_in(self, recipe: Recipe) -> Recipe:
         """Return the recipe with the SHA-256 of what it builds on."""
         return replace(

@@ -14,16 +14,18 @@ from torch import nn
 from job import events
 from job.data.archive import place
 from job.data.dataset import PreparedData, prepare
-from job.machine import compiler, faults
+from job.machine import compiler, faults, processes
 from job.machine import device as devices
 from job.machine.faults import Watchdog
 from job.machine.preemption import Preemption
+from job.machine.processes import Group
 from job.network.weights import NetworkInfo
 from job.preflight import doctor as preflight
 from job.progress import Progress, Startup, Workload
 from job.recipe import Recipe
 from job.run import layout
 from job.run.outputs import History, Run
+from job.run.state import TrainingState, largest
 from job.settings import DeviceSettings, Placement
 from job.store import open_store
 from job.train import budget
@@ -40,51 +42,70 @@ from job.train.summary import conclude, draw_page, published_report
 from job.train.trainer import Trainer
 
 
-def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[str, Any]:
+FINISHED, NOTHING_YET = b"finished", b"nothing yet"
+"""What process 0 shares in place of a state to resume from."""
+
+
+def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[str, Any] | None:
     """Bring the run of `recipe` to its report, from wherever an earlier attempt left it; return the report.
 
-    A finished run is not trained again. Raises JobError.
+    A finished run is not trained again. Of several processes that torchrun has started, process 0 does so and
+    the others compute their shards; they return None. Raises JobError.
     """
     startup = Startup()
     startup.lap("imports")
-    device = devices.choose(placement.device.device)
-    devices.configure(recipe.deterministic)
+    device = devices.choose(placement.device.device, processes.local_rank())
+    devices.configure(recipe.deterministic, recipe.shards)
+    group = Group.join(device, placement.device.step_timeout)
+    own = group.own(recipe.shards)
     if placement.device.graph:
         check_graph(recipe, device)
     cache, retry_seconds = Path(placement.data.cache), placement.attempt.retry_seconds
     if recipe.compile:
         compiler.prepare(cache, device)
-    store = open_store(placement.run, retry_seconds) if placement.run else None
-    preflight.check(recipe, placement.run, placement.data, device, store)
+    store = open_store(placement.run, retry_seconds) if placement.run and group.first else None
+    preflight.check_device(device)
+    if group.first:
+        preflight.check_storage(recipe, placement.run, placement.data, store)
     startup.lap("preflight")
     events.phase("data")
-    data = prepare(placement.data.data, cache, place(placement.data.store_cache, placement.run))
+    copy = place(placement.data.store_cache, placement.run)
+    data = group.in_turn(lambda: prepare(placement.data.data, cache, copy))
     precision = devices.resolve_precision(recipe.precision, device)
     recipe = replace(recipe, precision=precision, data_sha256=data.dataset.sha256)
     basis = Basis.read(placement.origins, recipe, data)
     recipe = budget.resolved(basis.named_in(recipe), data.dataset)
-    on_device = DeviceData(data, recipe, device)
-    startup.lap("data")
-
-    store = store or open_store(f"runs/{recipe.fingerprint}", retry_seconds)
-    run = Run.open(store, recipe, placement.attempt.accept_drift)
-    if report := published_report(run):
-        draw_page(store)  # it may be missing, or be that of the run before it was finished
-        return report
-
+    machine = devices.machine(device)
+    group.require_same({**machine, "recipe": recipe.fingerprint})
+    on_device = DeviceData(data, recipe, device, own)
     info = NetworkInfo(
         recipe.depth, recipe.width, data.dataset.classes, data.mean, data.std, recipe.data_sha256
     )
     network = initialise(info, recipe, basis).to(device).to(memory_format=torch.channels_last)
-    machine = devices.machine(device)
+    startup.lap("data")
+    if not group.first:
+        follow(group, recipe, on_device, network, basis, placement.device, preemption)
+        return None
+
+    store = store or open_store(f"runs/{recipe.fingerprint}", retry_seconds)
+    run = Run.open(store, recipe, placement.attempt.accept_drift)
+    if report := published_report(run):
+        group.share(FINISHED)
+        draw_page(store)  # it may be missing, or be that of the run before it was finished
+        return report
+    if recipe.shards > 1:
+        machine["processes"] = str(group.count)
     with Attempt.claim(run, network, machine, placement.attempt, cache, preemption) as attempt:
         if attempt.outputs:
+            group.share(FINISHED)
             return present(attempt, attempt.outputs)
-        return complete(attempt, data, on_device, network, info, basis, placement.device, startup)
+        group.share(attempt.state.encode() if attempt.state else NOTHING_YET)
+        return complete(attempt, group, data, on_device, network, info, basis, placement.device, startup)
 
 
 def complete(
     attempt: Attempt,
+    group: Group,
     data: PreparedData,
     on_device: DeviceData,
     network: nn.Sequential,
@@ -104,16 +125,14 @@ def complete(
         checkpointing.after_step()
 
     def teacher() -> Teacher:
-        given = basis.teacher or basis.start
-        dense = given.network if given else kept.read(recipe.phases[0])
-        return Teacher(dense, recipe.distillation, recipe.precision, device)
+        return Teacher.of(recipe, basis.teaches or group.share(kept.read(recipe.phases[0])), device)
 
     history = History(attempt.state.history if attempt.state else ())
     kept = PhaseWeights(run, info, history, attempt.budget_seconds)
     recorder = CudaRecorder if settings.graph else None
-    trainer = Trainer(network, batches, recipe, after_step, recorder, teacher)
-    checkpointing = Checkpointing(attempt, trainer, history)
-    watchdog = Watchdog(settings.step_timeout, checkpointing.settle, compiling=recipe.compile)
+    trainer = Trainer(network, batches, recipe, after_step, recorder, teacher, group)
+    checkpointing = Checkpointing(attempt, trainer, history, group)
+    watchdog = Watchdog(group.longer(settings.step_timeout), checkpointing.settle, compiling=recipe.compile)
     evaluator = Evaluator(network, on_device, recipe.precision, after_batch=watchdog.progress)
     schedule = partial(one_cycle, recipe.all_cycles, len(batches))
     workload = Workload(recipe.phases, len(batches), recipe.batch_size, schedule)
@@ -126,6 +145,7 @@ def complete(
     events.emit("train", run=run.store.uri, attempt=attempt.generation, device=devices.describe(device))
     with checkpointing.running(), faults.explained(memory_fix(recipe)), watchdog, progress:
         while trainer.epoch < recipe.epochs:
+            group.wait()
             with attempt.preemption.deferred(), watchdog.watching():
                 figures = trainer.train_epoch()
             if recipe.evaluates(trainer.epoch + 1):
@@ -150,6 +170,41 @@ def complete(
         outputs = conclude(run, data, final, phases, history, attempt.lineage(), device)
         attempt.finish(outputs, len(batches))
         return present(attempt, outputs)
+
+
+def follow(
+    group: Group,
+    recipe: Recipe,
+    on_device: DeviceData,
+    network: nn.Sequential,
+    basis: Basis,
+    settings: DeviceSettings,
+    preemption: Preemption,
+) -> None:
+    """Compute this process's shards of each step while process 0 completes the run."""
+
+    def after_step() -> None:
+        watchdog.step()
+        group.check(preemption)
+
+    def teacher() -> Teacher:
+        return Teacher.of(recipe, basis.teaches or group.share(), device)
+
+    device = on_device.batches.device
+    recorder = CudaRecorder if settings.graph else None
+    trainer = Trainer(network, on_device.batches, recipe, after_step, recorder, teacher, group)
+    watchdog = Watchdog(group.longer(settings.step_timeout), lambda cause: None, compiling=recipe.compile)
+    with preemption.deferred(), faults.explained(memory_fix(recipe)), watchdog, group.outliving_first():
+        state = group.share()
+        if state == FINISHED:
+            return
+        if state != NOTHING_YET:
+            trainer.restore(TrainingState.decode(state, largest(network.state_dict())))
+        while trainer.epoch < recipe.epochs:
+            group.wait()
+            with watchdog.watching():
+                trainer.train_epoch()
+            trainer.next_epoch()
 
 
 def present(attempt: Attempt, outputs: dict[str, bytes]) -> dict[str, Any]:

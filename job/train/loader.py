@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,25 +65,41 @@ class Normalisation:
 
 
 class Plan(NamedTuple):
-    """All that an epoch draws, before its first step: the steps then only apply it."""
+    """All that an epoch draws, before its first step: the steps then only apply it.
 
-    order: Tensor  # [S, B] int64, the images of each of S steps
-    transforms: augment.Transforms  # of [S, B] images
-    mix: Mix | None  # for [S, B] images
+    A row is a shard, of B images: a step has as many rows as the recipe has shards.
+    """
+
+    order: Tensor  # [R, B] int64, the images of each of R rows
+    transforms: augment.Transforms  # of [R, B] images
+    mix: Mix | None  # for [R, B] images
+
+
+Batch = tuple[Tensor, Tensor]
+"""Images [B, 3, H, W] float32 normalised channels_last, and soft targets [B, classes]."""
 
 
 class TrainingBatches:
     """The augmented, mixed batches of an epoch, each a pure function of (seed, epoch, step).
 
-    Iterating gives (images [B, 3, H, W] float32 normalised channels_last, soft targets [B, classes]) from
-    the step that `seek` has set to the epoch's end; the last partial batch is dropped. `epoch` and `step`
-    are those of the batch given last. Without `mixes` there is no mixup.
+    A step's batch is cut into the recipe's shards, each mixed in itself; `own` are those that are made here.
+    Iterating gives them one by one, `steps` those of a step together, from the step that `seek` has set to the
+    epoch's end; the last partial batch is dropped. `epoch` and `step` are those of the shards given last.
+    Without `mixes` there is no mixup.
     """
 
     mixes = True
 
-    def __init__(self, images: Images, classes: int, normalise: Normalisation, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        images: Images,
+        classes: int,
+        normalise: Normalisation,
+        recipe: Recipe,
+        own: Sequence[int] | None = None,
+    ) -> None:
         self.images, self.normalise, self.recipe = images, normalise, recipe
+        self.own = own if own is not None else range(recipe.shards)
         self.one_hot = torch.eye(classes, device=self.device)
         self.seek(0, 0)
 
@@ -100,15 +116,25 @@ class TrainingBatches:
     def __len__(self) -> int:
         return len(self.images) // self.recipe.batch_size
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
+        for shards in self.steps():
+            yield from shards
+
+    def steps(self) -> Iterator[list[Batch]]:
+        """Yield each step's own shards."""
         plan = self.plan()
         for step in range(self.start, len(self)):
             self.step = step
-            yield self.batch(plan, step)
+            yield [self.batch(plan, step * self.recipe.shards + shard) for shard in self.own]
+
+    def first(self) -> Batch:
+        """Make the first shard of the epoch's first step, whichever are this process's own."""
+        return self.batch(self.plan(), 0)
 
     def plan(self) -> Plan:
         """Draw the epoch at once: a step then only applies its part, in half as many operators."""
-        recipe, shape = self.recipe, (len(self), self.recipe.batch_size)
+        recipe = self.recipe
+        shape = len(self) * recipe.shards, recipe.batch_size // recipe.shards
         count = shape[0] * shape[1]
         generator = random_generator(self.device, recipe.seed, self.epoch)
         order = torch.randperm(len(self.images), generator=generator, device=self.device)[:count]
@@ -122,25 +148,29 @@ class TrainingBatches:
             else None,
         )
 
-    def batch(self, plan: Plan, step: int) -> tuple[Tensor, Tensor]:
-        """Make the batch of a step as `plan` has it."""
-        index = plan.order[step]
+    def batch(self, plan: Plan, row: int) -> Batch:
+        """Make the shard of a row as `plan` has it."""
+        index = plan.order[row]
         pixels = self.images.pixels.index_select(0, index).div(255)
-        images = augment.augment(pixels, augment.Transforms(*(each[step] for each in plan.transforms)))
+        images = augment.augment(pixels, augment.Transforms(*(each[row] for each in plan.transforms)))
         images = self.normalise(images)
         targets = self.one_hot.index_select(0, self.images.labels.index_select(0, index))
         if plan.mix:
-            return augment.mix(images, targets, Mix(plan.mix.share[step], plan.mix.partner[step]))
+            return augment.mix(images, targets, Mix(plan.mix.share[row], plan.mix.partner[row]))
         return images, targets
 
 
 class DeviceData:
     """A data set as one recipe uses it, on the device: training batches, hold-out and test images.
 
+    `own` are this process's shards of each batch.
+
     Raises ConfigurationError where the hold-out or the batch is larger than the data.
     """
 
-    def __init__(self, data: PreparedData, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, data: PreparedData, recipe: Recipe, device: torch.device, own: Sequence[int] | None = None
+    ) -> None:
         dataset = data.dataset
         training, self.holdout = Images.of(dataset.train, device).split(recipe.holdout, recipe.seed)
         if len(training) < recipe.batch_size:
@@ -150,4 +180,4 @@ class DeviceData:
             )
         self.test = Images.of(dataset.test, device)
         self.normalise = Normalisation(data.mean, data.std, device)
-        self.batches = TrainingBatches(training, len(dataset.classes), self.normalise, recipe)
+        self.batches = TrainingBatches(training, len(dataset.classes), self.normalise, recipe, own)

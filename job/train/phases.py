@@ -57,8 +57,8 @@ class PhaseWeights:
         record = self.history.records[phase.end - 1]
         return layout.phase_weights(phase.name, record.weights) if record.weights else None
 
-    def read(self, phase: Phase) -> nn.Sequential:
-        """Return the network after `phase`.
+    def read(self, phase: Phase) -> bytes:
+        """Return the file of the weights after `phase`.
 
         Raises DataError where its file is missing or changed, ConfigurationError where there never was one.
         """
@@ -74,7 +74,7 @@ class PhaseWeights:
             raise DataError(f"{self.run.uri(name)} is missing", "Put it back from a copy") from error
         if hashlib.sha256(data).hexdigest() != self.history.records[phase.end - 1].weights:
             raise DataError(f"{self.run.uri(name)} has been changed", "Put it back from a copy")
-        return weights.load(data)[0]
+        return data
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _judged(
                 "figure_left_out", figure=f"phases.{phase.name}", reason="the recipe was another then"
             )
             continue
-        network = kept.read(phase)
+        network = weights.load(kept.read(phase))[0]
         file = {"uri": kept.run.uri(name), "sha256": str(sha256)}
         yield _row(phase, network, evaluator.predictions(network), shape, file)
     file = kept.run.describe(layout.WEIGHTS, final.data)

@@ -54,7 +54,7 @@ def _rows(split: Split) -> NDArray[np.int64]:
 def _augmented(images: Images, classes: int, recipe: Recipe, epoch: int) -> torch.Tensor:
     """Return `images` as the only batch of an epoch, [N, 3, H, W] float32 in [0, 1], in their own order."""
     as_they_are = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), CPU)
-    recipe = replace(recipe, batch_size=len(images), holdout=0)
+    recipe = replace(recipe, batch_size=len(images), shards=1, holdout=0)
     batches = TrainingBatches(images, classes, as_they_are, recipe)
     batches.seek(epoch, 0)
     plan = batches.plan()

@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from job import events
 from job.errors import ConfigurationError
+from job.machine.processes import ALONE, Group
 from job.phases import PRUNE, QUANTISE, STATISTICS, Phase
 from job.recipe import Recipe
 from job.run.records import Epoch, Place
 from job.run.state import TrainingState, copy_off, optimizer_state, restore_optimizer
 from job.train.compression import STEP_RATE, Compression, Teacher
-from job.train.loader import TrainingBatches
+from job.train.exchange import ShardedStep
+from job.train.loader import Batch, TrainingBatches
 from job.train.schedule import one_cycle
 from job.train.step import Gradients, GraphRecorder, Precision, RecordedGradients, loss_scaler
 
@@ -63,14 +65,16 @@ class StepLearner(Learner):
     a GPU takes for a small network's (figures: bench/RESULTS.md).
     """
 
-    def __init__(self, take_step: Callable[[Tensor, Tensor], None], *arguments: Any, **keywords: Any) -> None:
+    def __init__(
+        self, take_step: Callable[[Sequence[Batch]], None], *arguments: Any, **keywords: Any
+    ) -> None:
         super().__init__(*arguments, **keywords)
         self.take_step = take_step
 
     def all_batches(self) -> None:
-        """Take a step on each batch of the epoch."""
-        for images, targets in self.dl:
-            self.take_step(images, targets)
+        """Take a step on the shards of each batch of the epoch; fastai's validation, which has none, does nothing."""
+        for shards in self.dl.steps() if self.training else ():
+            self.take_step(shards)
 
 
 class Trainer:
@@ -79,7 +83,7 @@ class Trainer:
     `epoch` and `step`, both from 0, are those that training continues with. `after_step` is called between
     steps, when `state` may be taken; what it raises ends the epoch there. With a `recorder` the first step's
     forward, loss and backward are recorded, and replayed from then on; each phase has one of its own. `teach`
-    returns the teacher of the phases that have one.
+    returns the teacher of the phases that have one. The processes of `group` share the recipe's shards.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Trainer:
         after_step: Callable[[], None],
         recorder: Callable[[], GraphRecorder] | None = None,
         teach: Callable[[], Teacher] | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.network, self.batches, self.recipe, self.after_step = network, batches, recipe, after_step
         self.epoch = self.step = 0
@@ -97,7 +102,8 @@ class Trainer:
         self.started: float | None = None
         self.loss_total = torch.zeros((), device=batches.device)  # of the epoch's steps so far
         self.scaler = loss_scaler(recipe.precision, batches.device)
-        self.recorder, self.teach = recorder, teach
+        self.recorder, self.teach, self.group = recorder, teach, group
+        self.sharded: ShardedStep | None = None
         self.compression = Compression(network, recipe)
         self.model = Precision(network, recipe.precision)
         if recipe.compile:
@@ -189,14 +195,23 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = self.learner.opt.opt
         plain = Gradients(self.model, self.scaler)
         self.gradients = RecordedGradients(plain, self.recorder()) if self.recorder else plain
+        if self.recipe.shards > 1:
+            self._shard(groups)
         learns = phase.name in (PRUNE, QUANTISE) and self.recipe.distillation > 0
         self.teacher = self.teach() if learns and self.teach else None
+
+    def _shard(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
+        if self.sharded:
+            self.sharded.close()
+        parameters = [parameter for group in groups for parameter in group]
+        overlap = self.group.count > 1 and not self.recorder
+        self.sharded = ShardedStep(self.network, parameters, self.group, self.recipe.shards, overlap)
 
     def _begin_epoch(self) -> None:
         images = None
         if self.compression.needs_images(self.phase, self.epoch):
             self.batches.seek(self.epoch, 0)
-            images, _ = next(iter(self.batches))
+            images, _ = self.batches.first()
         self.compression.begin_epoch(self.phase, self.epoch, images)
 
     def _load(self, state: TrainingState) -> None:
@@ -216,24 +231,31 @@ class Trainer:
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
 
-    def _take_step(self, images: Tensor, targets: Tensor) -> None:
+    def _take_step(self, shards: Sequence[Batch]) -> None:
         """Set the schedule's values, as fastai's scheduler could not after a resume in mid-epoch; step."""
         epoch, step = self.batches.epoch, self.batches.step
-        if self.phase.name == STATISTICS:
-            done = (epoch - self.phase.first) * len(self.batches) + step
-            self.loss_total += self.compression.observe(images, targets, done)
-        else:
+        learns = self.phase.name != STATISTICS
+        if learns:
             lr, momentum = one_cycle(self.recipe.all_cycles, len(self.batches), epoch, step)
             for group, rate in zip(self.optimizer.param_groups, RATES, strict=False):
                 group["lr"], group["betas"] = lr * rate, (momentum, BETA2)
-            if self.teacher:
-                targets = self.teacher(images, targets)
-            self.loss_total += self.gradients(images, targets)
+        compute = self._learn if learns else self._observe
+        self.loss_total += self.sharded(shards, compute, learns) if self.sharded else compute(*shards[0])
+        if learns:
             self.scaler.step(self.optimizer)  # leaves an fp16 step that overflowed out, without a read
             self.scaler.update()
             self.compression.after_step(self.phase)
         self.step = step + 1
         self.after_step()
+
+    def _learn(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return a shard's loss, with its gradients in the parameters."""
+        return self.gradients(images, self.teacher(images, targets) if self.teacher else targets)
+
+    def _observe(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return a shard's loss, averaged into the norms' statistics."""
+        done = (self.batches.epoch - self.phase.first) * len(self.batches) + self.batches.step
+        return self.compression.observe(images, targets, done)
 
     def _seconds(self) -> float:
         """Return how long this epoch has been trained, over all attempts."""
