@@ -89,8 +89,8 @@ class Recipe:
     )
     shards: int = setting(
         1,
-        "Parts of a step's images, each computed as by itself, so that as many processes can share the work with "
-        "the same bits. A power of two.",
+        "Parts of a step's images, each computed as by itself, so that as many processes can share the work "
+        "with the same bits. A power of two.",
         before=1,
         minimum=1,
     )

@@ -1,4 +1,4 @@
-"""The processes that train one network together, one a GPU: torchrun starts and torch.distributed links them."""
+"""The processes that train one network together, one a GPU: torchrun starts them, torch.distributed links."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from job import events
 from job.errors import FencedError, JobError, MachineError, PermissionRefusedError, PreemptedError
 from job.machine import faults
 from job.machine.faults import DeviceLostError
-from job.run import records
 from job.machine.processes import ALONE, Group, PeerLostError
+from job.run import records
 from job.run.lineage import Heartbeat
 from job.run.outputs import History
 from job.run.records import Beat

@@ -41,7 +41,6 @@ from job.train.step import CudaRecorder, check_graph
 from job.train.summary import conclude, draw_page, published_report
 from job.train.trainer import Trainer
 
-
 FINISHED, NOTHING_YET = b"finished", b"nothing yet"
 """What process 0 shares in place of a state to resume from."""
 

@@ -83,8 +83,8 @@ class TrainingBatches:
     """The augmented, mixed batches of an epoch, each a pure function of (seed, epoch, step).
 
     A step's batch is cut into the recipe's shards, each mixed in itself; `own` are those that are made here.
-    Iterating gives them one by one, `steps` those of a step together, from the step that `seek` has set to the
-    epoch's end; the last partial batch is dropped. `epoch` and `step` are those of the shards given last.
+    Iterating gives them one by one, `steps` those of a step together, from the step that `seek` has set to
+    the epoch's end; the last partial batch is dropped. `epoch` and `step` are those of the shards given last.
     Without `mixes` there is no mixup.
     """
 

@@ -72,7 +72,7 @@ class StepLearner(Learner):
         self.take_step = take_step
 
     def all_batches(self) -> None:
-        """Take a step on the shards of each batch of the epoch; fastai's validation, which has none, does nothing."""
+        """Take a step on the shards of each batch of the epoch; in fastai's validation there are none."""
         for shards in self.dl.steps() if self.training else ():
             self.take_step(shards)
 
