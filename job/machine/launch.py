@@ -51,6 +51,9 @@ def run(count: int, arguments: Sequence[str], grace_seconds: float, preemption: 
 
     logging.disable()  # of the agent's own: each process logs why it ends
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # by default gloo looks up the machine's own name
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # a process that ends is no reason for a stack trace
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -269,6 +269,11 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            raise ConfigurationError(
+                f"the port {os.environ.get('MASTER_PORT')} at which the processes meet is taken",
+                "Give torchrun another --master-port or --rdzv-endpoint",
+            ) from error
         raise PeerLostError(str(error).strip().partition("\n")[0]) from error
 
 

@@ -71,6 +71,7 @@ class Turn:
 
     def to_json(self) -> dict[str, str | int | None]:
         """Return the entry of the report's lineage."""
+        processes = self.worker.processes
         return {
             "generation": self.generation,
             "started": self.worker.started,
@@ -78,6 +79,7 @@ class Turn:
             "reason": self.reason,
             "host": self.worker.host,
             "device": self.worker.device,
+            **({} if processes is None else {"processes": processes}),
         }
 
 

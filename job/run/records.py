@@ -175,6 +175,7 @@ class Worker(Record):
     host: Text | None = None
     started: Time | None = None
     device: Text | None = None
+    processes: Number | None = None  # of a recipe that has several shards
     recipe: Fields | None = None
 
 

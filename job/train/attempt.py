@@ -80,16 +80,24 @@ class Attempt:
         settings: AttemptSettings,
         cache: Path,
         preemption: Preemption,
+        processes: int | None = None,
     ) -> Iterator[Attempt]:
         """Take the run over for the block, and record the attempt's end when the block ends.
 
-        `network` bounds the state that is read; `cache` keeps one that the store does not take. Raises
+        `network` bounds the state that is read; `cache` keeps one that the store does not take; `processes`
+        is how many share the work, where it can be shared. Raises
         PreemptedError where the machine is about to go, and what `Checkpoints.claim` and the block raise.
         """
         about = {"host": socket.gethostname(), "git": revision(), **machine}
         described = {name: text and events.printable(text)[:MAX_TEXT] for name, text in about.items()}
         worker = Worker.parse(
-            {**described, "started": records.now(), "recipe": run.recipe.to_json()}, "this attempt"
+            {
+                **described,
+                "processes": processes,
+                "started": records.now(),
+                "recipe": run.recipe.to_json(),
+            },
+            "this attempt",
         )
         poller = NoticePoller()
         poller.start()

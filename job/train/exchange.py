@@ -1,13 +1,13 @@
 """The gradients and statistics of a step's shards, added up in one order whichever processes computed them.
 
 A batch is cut into S shards, S a power of two. Each is computed as by itself, from the step's weights and
-running statistics, with tensors of one shape and so with the same kernels. N processes, N a power of two and
-at most S, compute S / N consecutive shards each. What is added is a binary tree over the shards,
-((g0 + g1) + (g2 + g3)) + ..., and its form does not depend on N: a process adds the subtree of its own
-shards; then each gets the same slice of all N subtrees, in the processes' order, and adds them as the tree
-continues; then all get all slices. No sum is left to a library, which could add in another order for another
-N: what it moves are copies. A float32 sum is determined by its two operands, so each sum has the same bits for
-every N, and so have the mean, which is the sum times 1 / S, and the weights.
+running statistics, with tensors of one shape and so with the same kernels. N processes, N a power of two
+and at most S, compute S / N consecutive shards each. What is added is a binary tree over the shards, ((g0 +
+g1) + (g2 + g3)) + ..., and its form does not depend on N: a process adds the subtree of its own shards;
+then each gets the same slice of all N subtrees, in the processes' order, and adds them as the tree
+continues; then all get all slices. No sum is left to a library, which could add in another order for
+another N: what it moves are copies. A float32 sum is determined by its two operands, so each sum has the
+same bits for every N, and so have the mean, which is the sum times 1 / S, and the weights.
 
 All-to-all and all-gather together move 2 (N - 1) / N of the bytes, as much as a ring's all-reduce.
 """
@@ -102,8 +102,8 @@ class Bucket:
 class ShardedStep:
     """Computes this process's shards of a step, one after another, and the mean over the shards of all.
 
-    Gradients of `parameters` are exchanged in buckets, in the order of the backward pass; with `overlap` during
-    that of the last shard, by hooks, which a recorded one would not call.
+    Gradients of `parameters` are exchanged in buckets, in the order of the backward pass; with `overlap`
+    during that of the last shard, by hooks, which a recorded one would not call.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class ShardedStep:
             self._scatter()
 
     def _scatter(self) -> None:
-        """Start the next bucket, and continue the one before, which had a part of the backward pass's time."""
+        """Start the next bucket, and continue the one before, which had time since."""
         self.buckets[self.scattered].scatter()
         if self.scattered:
             self.buckets[self.scattered - 1].gather()

@@ -92,9 +92,8 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[
         group.share(FINISHED)
         draw_page(store)  # it may be missing, or be that of the run before it was finished
         return report
-    if recipe.shards > 1:
-        machine["processes"] = str(group.count)
-    with Attempt.claim(run, network, machine, placement.attempt, cache, preemption) as attempt:
+    sharing = group.count if recipe.shards > 1 else None
+    with Attempt.claim(run, network, machine, placement.attempt, cache, preemption, sharing) as attempt:
         if attempt.outputs:
             group.share(FINISHED)
             return present(attempt, attempt.outputs)

@@ -209,18 +209,24 @@ def downtimes(attempts: list[AttemptSummary]) -> list[float | None]:
 
 def _reported(entry: dict[str, Any]) -> Turn:
     """Return an attempt as a report describes it; its times are text of any kind."""
-    worker = Worker.model_construct(started=entry["started"], host=entry["host"], device=entry["device"])
+    worker = Worker.model_construct(
+        started=entry["started"],
+        host=entry["host"],
+        device=entry["device"],
+        processes=entry.get("processes"),
+    )
     return Turn(entry["generation"], worker, entry["reason"], entry["ended"])
 
 
 def _attempt(turn: Turn, lost: float | None, last_seen: datetime | None) -> AttemptSummary:
+    host, several = turn.worker.host or "unknown", turn.worker.processes
     started, ended = _time(turn.worker.started), _time(turn.ended)
     return AttemptSummary(
         generation=turn.generation,
         started=started,
         ended=ended or last_seen or started,
         reason=turn.reason,
-        host=turn.worker.host or "unknown",
+        host=f"{host}, {several} processes" if several else host,
         device=turn.worker.device or "unknown",
         lost_seconds=lost,
     )

@@ -1,0 +1,5 @@
+"""`python -m job`, by which torchrun starts the program."""
+
+from job.cli import main
+
+main()

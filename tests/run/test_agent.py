@@ -1,0 +1,153 @@
+"""`train --processes N`, and torchrun itself: the exit code, and that no process is left when one ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from job.checks.child import Child, named
+from job.store import open_store
+from tests import forked
+from tests.archives import write_archive
+from tests.run.test_processes import free_port
+
+SUCCESS, MACHINE, PREEMPTED, CONFIGURATION = 0, 74, 75, 78  # the README's table
+END_SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    archive = write_archive(folder / "tiny.tar.gz", train=200, test=100, classes=5)
+    where = ["--data", str(archive), "--cache", str(folder / "cache"), "--device", "cpu"]
+    recipe = ["--depth", "10", "--width", "1", "--batch-size", "16", "--cycles", "20@5e-3"]
+    return [*where, *recipe, "--precision", "fp32", "--shards", "2", "--checkpoint-every", "0.1s"]
+
+
+def workers(agent: int) -> list[int]:
+    """Return the numbers of the processes that an agent has started, by rank."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    ranks = {}
+    for child in map(int, children):
+        names = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        rank = next((name for name in names if name.startswith(b"RANK=")), None)
+        if rank:
+            ranks[int(rank[5:])] = child
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def gone(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def end(child: Child, disturb: Callable[[list[int]], None]) -> int:
+    """Disturb a job of two processes in mid-training; return its code, when all has ended in time."""
+    assert child.until(named("checkpoint")), child.last_words()
+    started = workers(child._process.pid)
+    assert len(started) == 2
+    began = time.monotonic()
+    disturb(started)
+    code = child.end()
+    while not all(map(gone, started)):
+        assert time.monotonic() - began < END_SECONDS, "a process is left behind"
+        time.sleep(0.05)
+    assert time.monotonic() - began < END_SECONDS
+    return code
+
+
+ENDS = {
+    "process 1 is killed": lambda started, agent: os.kill(started[1], signal.SIGKILL),
+    "the agent is stopped": lambda started, agent: os.kill(agent, signal.SIGTERM),
+    "the agent is killed": lambda started, agent: os.kill(agent, signal.SIGKILL),
+    "process 0 is killed": lambda started, agent: os.kill(started[0], signal.SIGKILL),
+}
+EXPECTED = {
+    "process 1 is killed": (MACHINE, "process 1 was ended by SIGKILL"),
+    "the agent is stopped": (PREEMPTED, "durable is epoch"),
+    "the agent is killed": (-signal.SIGKILL, "durable is epoch"),
+    "process 0 is killed": (MACHINE, "process 0 was ended by SIGKILL"),
+}
+
+
+def bits_after(ends: Sequence[str], options: list[str], run: Path) -> None:
+    """Make an attempt of two processes for each end, finish with one process, and compare with another run."""
+    recipe = ["--run", str(run), *options]
+    for name in ends:
+        child = Child([*recipe, "--processes", "2", "--grace", "10s"])
+        try:
+            code = end(child, lambda started, name=name, child=child: ENDS[name](started, child._process.pid))
+            words = child.last_words()
+        finally:
+            child.close()
+        assert code == EXPECTED[name][0], (name, words)
+        assert EXPECTED[name][1] in words, (name, words)
+        assert "lost" not in words
+    finish(recipe)
+    finish(["--run", str(run.with_name("whole")), *options])
+    assert weights(run) == weights(run.with_name("whole"))
+    attempts = json.loads((run / "report.json").read_text())["lineage"]["attempts"]
+    assert [each["processes"] for each in attempts] == [*[2] * len(ends), 1]
+
+
+def finish(options: list[str]) -> None:
+    with forked.started(options) as child:
+        assert child.end() == SUCCESS, child.last_words()
+
+
+def weights(run: Path) -> bytes:
+    return open_store(str(run)).get("weights.safetensors").data
+
+
+def test_a_run_ends_with_the_same_bits_after_each_end_of_its_agent(
+    options: list[str], tmp_path: Path
+) -> None:
+    bits_after(list(ENDS)[:3], options, tmp_path / "run")
+
+
+@pytest.mark.soak
+def test_it_does_so_when_process_0_is_killed(options: list[str], tmp_path: Path) -> None:
+    bits_after(list(ENDS)[3:], options, tmp_path / "run")
+
+
+def test_two_agents_are_two_machines(options: list[str], tmp_path: Path) -> None:
+    """torchrun's own command, started twice; the machines have caches of their own."""
+    port, agents = free_port(), []
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "MICRONET_RUN": str(tmp_path / "run")}
+    environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+    recipe = [*options, "--cycles", "2@5e-3"]
+    for machine in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        command += [
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            f"127.0.0.1:{port}",
+            "--local-addr",
+            "127.0.0.1",
+        ]
+        command += ["-m", "job", "train", *recipe]  # torchrun takes --run for one of its own options
+        command += ["--cache", str(tmp_path / f"cache{machine}")]
+        agents.append(subprocess.Popen(command, env=environment))
+    try:
+        assert [agent.wait(120) for agent in agents] == [SUCCESS, SUCCESS]
+    finally:
+        for agent in agents:
+            agent.kill()
+    finish(["--run", str(tmp_path / "whole"), *recipe])
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_what_cannot_be_shared_is_refused_at_once(options: list[str], tmp_path: Path) -> None:
+    child = Child(["--run", str(tmp_path), *options, "--shards", "8", "--processes", "3"])
+    assert child.end() == CONFIGURATION
+    assert child.last_words() == "3 processes cannot share the 8 of --shards equally"
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,187 @@
+"""Several processes at one run: the same bits for every number of them, through kills, stops and hangs.
+
+The processes find each other as torchrun's agent would have it, by variables of the environment; the agent
+itself is tested in test_agent.py.
+"""
+
+import random
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from job.checks.child import Child, named
+from job.store import open_store
+from tests.archives import write_archive
+from tests.forked import started
+
+SHARDS, STEPS = 4, 12  # 200 images in batches of 16
+MACHINE, PREEMPTED, CONFIGURATION = 74, 75, 78  # the README's table
+STEP_TIMEOUT = 3.0
+EVERYTHING = ["--cycles", "2@5e-3", "--prune-cycles", "1@1e-3", "--quantise-cycles", "1@1e-3"]
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """All of `train`'s options but --run."""
+    folder = tmp_path_factory.mktemp("data")
+    archive = write_archive(folder / "tiny.tar.gz", train=200, test=100, classes=5)
+    where = ["--data", str(archive), "--cache", str(folder / "cache"), "--device", "cpu"]
+    recipe = ["--depth", "10", "--width", "1", "--batch-size", "16", "--shards", str(SHARDS), *EVERYTHING]
+    return [*where, *recipe, "--precision", "fp32", "--checkpoint-every", "0.1s", "--grace", "15s"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def together(
+    count: int, options: Sequence[str | Path], before: str = "", port: int | None = None
+) -> Iterator[list[Child]]:
+    """Start `count` processes; `before` is Python code that sees its own `rank`."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port()), "WORLD_SIZE": str(count)}
+    place |= {"TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo"}
+    with ExitStack() as stack:
+        children: list[Child] = []
+        for rank in range(count):
+            names = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            joined = f"import os\nrank = {rank}\nos.environ.update({names})\n{before}"
+            children.append(stack.enter_context(started([str(word) for word in options], joined)))
+        yield children
+
+
+def codes(children: Sequence[Child]) -> list[int]:
+    return [child.end() for child in children]
+
+
+def finish(run: Path | str, options: Sequence[str], count: int) -> list[Child]:
+    """Make an attempt of `count` processes that comes to the end."""
+    with together(count, ["--run", run, *options]) as children:
+        assert codes(children) == [0] * count, [child.last_words() for child in children]
+    return children
+
+
+def weights(run: Path | str) -> bytes:
+    return open_store(str(run)).get("weights.safetensors").data
+
+
+@pytest.fixture(scope="module")
+def reference(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights that one process ends with."""
+    run = tmp_path_factory.mktemp("reference")
+    finish(run, options, 1)
+    return weights(run)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_end_with_the_bits_of_one(
+    options: list[str], reference: bytes, count: int, tmp_path: Path
+) -> None:
+    """Through all phases: gradients, running statistics, masks, step sizes and the teacher's answers."""
+    _, *others = finish(tmp_path, options, count)
+    assert weights(tmp_path) == reference
+    assert [each.events for each in others] == [[]] * (count - 1)  # the progress is process 0's
+
+
+def test_they_do_so_in_bf16(options: list[str], tmp_path: Path) -> None:
+    lower = [
+        *options,
+        "--precision",
+        "bf16",
+        "--cycles",
+        "1@5e-3",
+        "--prune-cycles",
+        "none",
+        "--quantise-cycles",
+        "none",
+    ]
+    for count in (1, 2):
+        finish(tmp_path / str(count), lower, count)
+    assert weights(tmp_path / "1") == weights(tmp_path / "2")
+
+
+def kills(run: Path | str, options: Sequence[str], number: int, seed: int) -> None:
+    """Make attempts of 1, 2 or 4 processes, kill one of them each time, and finish the run."""
+    chance = random.Random(seed)
+    print("seed", seed)
+    for _ in range(number):
+        count = chance.choice([1, 2, 4])
+        with together(count, ["--run", run, *options]) as children:
+            if not children[0].until(named("checkpoint")):
+                break  # it was nearly done
+            time.sleep(chance.uniform(0, 0.5))
+            victim = chance.choice(children)
+            victim.signal(signal.SIGKILL)
+            ended = codes(children)
+        rest = {code for child, code in zip(children, ended, strict=True) if child is not victim}
+        assert rest <= {MACHINE, 0}, (ended, [child.last_words() for child in children])
+    finish(run, options, chance.choice([1, 2, 4]))
+
+
+def test_kills_and_other_numbers_of_processes_end_with_the_same_bits(
+    options: list[str], reference: bytes, tmp_path: Path
+) -> None:
+    kills(tmp_path, options, 3, random.randrange(2**32))
+    assert weights(tmp_path) == reference
+
+
+@pytest.mark.soak
+def test_ten_kills_on_s3_end_with_the_same_bits(options: list[str], reference: bytes, s3_uri: str) -> None:
+    kills(s3_uri, options, 10, random.randrange(2**32))
+    assert weights(s3_uri) == reference
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_sigterm_at_one_process_stops_all_after_the_same_step(
+    options: list[str], reference: bytes, stopped: int, tmp_path: Path
+) -> None:
+    with together(2, ["--run", tmp_path, *options, "--checkpoint-every", "1h"]) as children:
+        assert children[0].until(named("first_step"))
+        began = time.monotonic()
+        children[stopped].signal(signal.SIGTERM)
+        assert codes(children) == [PREEMPTED, PREEMPTED], [child.last_words() for child in children]
+        assert time.monotonic() - began < 10
+    assert "durable is epoch" in children[0].last_words()
+    assert "lost" not in children[0].last_words()
+    finish(tmp_path, options, 1)
+    assert weights(tmp_path) == reference
+
+
+@pytest.mark.parametrize("hung", [0, 1])
+def test_a_process_that_hangs_ends_the_others_within_twice_the_timeout(
+    options: list[str], hung: int, tmp_path: Path
+) -> None:
+    timeout = ["--step-timeout", f"{STEP_TIMEOUT}s"]
+    with together(2, ["--run", tmp_path, *options, *timeout]) as children:
+        assert children[0].until(named("checkpoint"))
+        children[hung].signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert children[1 - hung].end() == MACHINE, children[1 - hung].last_words()
+        assert time.monotonic() - began < 2 * STEP_TIMEOUT + 1
+        children[hung].signal(signal.SIGKILL)
+
+
+def test_unequal_machines_are_refused_before_the_first_step(options: list[str], tmp_path: Path) -> None:
+    other = "if rank == 1: os.environ['MKL_CBWR'] = 'COMPATIBLE'"
+    with together(2, ["--run", tmp_path, *options], before=other) as children:
+        assert children[0].end() == CONFIGURATION
+        assert children[1].end() == MACHINE
+    assert "process 1 differs from process 0 in MKL_CBWR" in children[0].last_words()
+    assert children[1].last_words() == "it logged nothing"
+    assert not (tmp_path / "recipe.json").exists()
+
+
+def test_a_port_that_is_taken_is_named(options: list[str], tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with together(2, ["--run", tmp_path, *options], port=taken.getsockname()[1]) as children:
+            assert children[0].end() == CONFIGURATION
+            assert f"the port {taken.getsockname()[1]}" in children[0].last_words()
