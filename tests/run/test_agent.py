@@ -79,7 +79,7 @@ EXPECTED = {
 
 
 def bits_after(ends: Sequence[str], options: list[str], run: Path) -> None:
-    """Make an attempt of two processes for each end, finish with one process, and compare with another run."""
+    """Make an attempt of two processes for each end and finish with one; compare with an undisturbed run."""
     recipe = ["--run", str(run), *options]
     for name in ends:
         child = Child([*recipe, "--processes", "2", "--grace", "10s"])
