@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -61,9 +62,10 @@ class Checkpointing:
         """Do what is due between two steps; raise what must end the training here."""
         self.saver.check()
         notice = self.attempt.poller.notice
-        if notice is not None and not self.noticed:
-            self.noticed = True
+        if notice is not None:
             self.preemption.expect(notice.gone)
+        if not self.noticed and not self.preemption.requested and math.isfinite(self.preemption.gone):
+            self.noticed = True  # here, or by a process on another machine
             self.saver.offer(self._state())
         elif self.saver.due:
             self.saver.offer(self._state())

@@ -17,6 +17,7 @@ from job.data.dataset import PreparedData, prepare
 from job.machine import compiler, faults, processes
 from job.machine import device as devices
 from job.machine.faults import Watchdog
+from job.machine.notices import NoticePoller
 from job.machine.preemption import Preemption
 from job.machine.processes import Group
 from job.network.weights import NetworkInfo
@@ -183,12 +184,17 @@ def follow(
 
     def after_step() -> None:
         watchdog.step()
+        if notices.notice is not None:
+            preemption.expect(notices.notice.gone)
         group.check(preemption)
 
     def teacher() -> Teacher:
         return Teacher.of(recipe, basis.teaches or group.share(), device)
 
     device = on_device.batches.device
+    notices = NoticePoller()
+    if processes.local_rank() == 0:
+        notices.start()  # of a machine that process 0 is not on
     recorder = CudaRecorder if settings.graph else None
     trainer = Trainer(network, on_device.batches, recipe, after_step, recorder, teacher, group)
     watchdog = Watchdog(group.longer(settings.step_timeout), lambda cause: None, compiling=recipe.compile)

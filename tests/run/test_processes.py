@@ -18,6 +18,7 @@ from job.checks.child import Child, named
 from job.store import open_store
 from tests.archives import write_archive
 from tests.forked import started
+from tests.metadata import EC2Server
 
 SHARDS, STEPS = 4, 12  # 200 images in batches of 16
 MACHINE, PREEMPTED, CONFIGURATION = 74, 75, 78  # the README's table
@@ -166,6 +167,21 @@ def test_a_process_that_hangs_ends_the_others_within_twice_the_timeout(
         assert children[1 - hung].end() == MACHINE, children[1 - hung].last_words()
         assert time.monotonic() - began < 2 * STEP_TIMEOUT + 1
         children[hung].signal(signal.SIGKILL)
+
+
+def test_a_notice_for_the_machine_of_another_process_stops_all(options: list[str], tmp_path: Path) -> None:
+    """Process 1 is the first of its machine, which EC2 is about to take away."""
+    with ExitStack() as stack:
+        ec2 = EC2Server()
+        stack.callback(ec2.stop)
+        ec2.interrupt("terminate", 15)
+        there = f"if rank == 1: os.environ.update({ {'LOCAL_RANK': '0', **ec2.environment()} })"
+        long = ["--cycles", "200@5e-3", "--checkpoint-every", "1h"]
+        with together(2, ["--run", tmp_path, *options, *long], before=there) as children:
+            assert children[0].until(named("checkpoint")), children[0].last_words()  # at the notice
+            assert codes(children) == [PREEMPTED, PREEMPTED], [child.last_words() for child in children]
+    assert "durable is epoch" in children[0].last_words()
+    assert "lost" not in children[0].last_words()
 
 
 def test_unequal_machines_are_refused_before_the_first_step(options: list[str], tmp_path: Path) -> None:
