@@ -21,7 +21,7 @@ from job.data.archive import fetch, parse_source
 from job.errors import ConfigurationError, DataError, JobError, MachineError, PermissionRefusedError
 from job.preflight import gpu
 from job.preflight.check import Finding
-from job.preflight.doctor import check, check_data, exit_code
+from job.preflight.doctor import check_data, check_storage, exit_code
 from job.recipe import DEMO
 from job.settings import DEMO_DATA, DataSettings
 from job.store import open_store
@@ -212,12 +212,12 @@ def test_a_source_that_fails_before_one_that_answers_is_a_warning(tmp_path: Path
 
 
 def begin(run: str, cache: Path, retry_seconds: float = 20) -> None:
-    check(DEMO, run, DataSettings((DEMO_DATA,), str(cache)), CPU, open_store(run, retry_seconds))
+    check_storage(DEMO, run, DataSettings((DEMO_DATA,), str(cache)), open_store(run, retry_seconds))
 
 
 def test_the_store_is_checked_once(tmp_path: Path, s3_uri: str, proxy: FaultProxy) -> None:
     store = open_store(s3_uri)
-    check(DEMO, s3_uri, DataSettings((DEMO_DATA,), str(tmp_path)), CPU, store)
+    check_storage(DEMO, s3_uri, DataSettings((DEMO_DATA,), str(tmp_path)), store)
     # addressing 1, sweep 1, checksums 3 (put, get, delete), conditions 4, delete 1
     assert len(proxy.heads) == 10
     store.put_if_absent("recipe.json", b"{}")
@@ -227,7 +227,7 @@ def test_the_store_is_checked_once(tmp_path: Path, s3_uri: str, proxy: FaultProx
 
 def test_googles_storage_is_checked_once(tmp_path: Path, gs_uri: str, gs_proxy: FaultProxy) -> None:
     store = open_store(gs_uri)
-    check(DEMO, gs_uri, DataSettings((DEMO_DATA,), str(tmp_path)), CPU, store)
+    check_storage(DEMO, gs_uri, DataSettings((DEMO_DATA,), str(tmp_path)), store)
     # bucket 1, sweep 1, conditions 4, delete 1
     assert len(gs_proxy.heads) == 7
     store.put_if_absent("recipe.json", b"{}")
