@@ -46,27 +46,35 @@ class LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
         """Return the rounded values, in their dtype and layout; levels of -1 and 1 are without 0."""
-        ratio = values.float() * (1 / step)
-        ctx.save_for_backward(ratio, step)
-        ctx.levels, ctx.dtype = (low, high), values.dtype
-        return (_nearest_level(ratio, low, high) * step).to(values.dtype)
+        ctx.save_for_backward(values, step)  # values are kept for other backwards too, their ratio is not
+        ctx.levels = low, high
+        ratio = _ratio(values, step)
+        level = _nearest_level(ratio, low, high, out=ratio)
+        return torch.mul(level, step, out=torch.empty_like(values))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Return the gradients of values and step."""
-        ratio, step = ctx.saved_tensors
+        values, step = ctx.saved_tensors
         low, high = ctx.levels
-        gradient = gradients[0].float()
+        gradient, ratio = gradients[0].float(), _ratio(values, step)
         # Its bounds are numbers and need no read of the device: 0 at and outside them, else the gradient.
         inside = torch.ops.aten.hardtanh_backward(gradient, ratio, low, high)
-        of_step = (gradient * _nearest_level(ratio, low, high)).addcmul_(inside, ratio, value=-1).sum()
-        return inside.to(ctx.dtype), of_step.to(step.dtype) / math.sqrt(ratio.numel() * high), None, None
+        level = _nearest_level(ratio, low, high, out=torch.empty_like(gradient))
+        of_step = level.mul_(gradient).addcmul_(inside, ratio, value=-1).sum()
+        return inside.to(values.dtype), of_step.to(step.dtype) / math.sqrt(values.numel() * high), None, None
 
 
-def _nearest_level(ratio: Tensor, low: int, high: int) -> Tensor:
+def _ratio(values: Tensor, step: Tensor) -> Tensor:
+    """Return values / step in float32, which only a factor with a dimension makes of bf16 and fp16."""
+    return values * (1 / step).view(1)
+
+
+def _nearest_level(ratio: Tensor, low: int, high: int, out: Tensor) -> Tensor:
+    """Write the level nearest to each ratio to `out`, which may be `ratio`, and return that."""
     if (low, high) == SIGNS:
-        return (ratio > 0).to(ratio.dtype).mul_(2).sub_(1)
-    return ratio.round().clamp_(low, high)
+        return torch.gt(ratio, 0, out=out).mul_(2).sub_(1)
+    return torch.round(ratio, out=out).clamp_(low, high)
 
 
 def rounded(values: Tensor, step: Tensor, low: int, high: int) -> Tensor:

@@ -194,7 +194,8 @@ class Trainer:
         self.learner.opt = adamw(groups, self.learner.lr, self.recipe.weight_decay)
         self.optimizer: torch.optim.Optimizer = self.learner.opt.opt
         plain = Gradients(self.model, self.scaler)
-        self.gradients = RecordedGradients(plain, self.recorder()) if self.recorder else plain
+        records = self.recorder if phase.name != STATISTICS else None  # which has no gradients
+        self.gradients = RecordedGradients(plain, records()) if records else plain
         if self.recipe.shards > 1:
             self._shard(groups)
         learns = phase.name in (PRUNE, QUANTISE) and self.recipe.distillation > 0

@@ -14,6 +14,8 @@ from tests.simulated_gpu.attempts import SOUND, Attempt, Device, started
 STEPS, EPOCHS = 4, 3  # 64 images in batches of 16
 EACH_STEP = ("--checkpoint-every", "0.001s")
 IN_STEP, OPERATORS = "cross_entropy", 6  # of each step
+COMPACT = ("--cycles", "1@5e-3", "--prune-cycles", "1@1e-3", "--quantise-cycles", "1@1e-3")
+PHASES = 4  # of COMPACT: an epoch each
 
 
 def at(epoch: int, step: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from job.train.evaluate import predict
 from job.train.loader import Images, Plan
 from job.train.step import Precision, loss_scaler
 from job.train.trainer import Trainer, adamw
+from tests.train.test_phases import RECIPE as COMPACT
+from tests.train.test_phases import network as compressible
+from tests.train.test_phases import teacher
 from tests.train.test_step import Count, batches, fake_plan, recipe
 
 PRECISIONS = ["fp32", "bf16", "fp16"]
@@ -90,6 +94,21 @@ def test_no_operator_of_an_epoch_raises_for_its_determinism(precision: str) -> N
         "_fused_adamw_",
     ):
         assert any(name.startswith(f"aten.{part}.") for name in count.seen), part
+    assert not raising(count.seen)
+
+
+@pytest.mark.parametrize("weight_bits", [1, 4])
+def test_no_operator_of_a_phase_raises_for_its_determinism(weight_bits: int) -> None:
+    """Masks, quantisers and their calibration, the teacher, and statistics."""
+    trained = replace(COMPACT, weight_bits=weight_bits, batch_size=4, precision="bf16")
+    trainer = Trainer(compressible(), batches("bf16", steps=2), trained, lambda: None, teach=teacher)
+    with Count() as count:
+        while trainer.epoch < trained.epochs:
+            trainer.train_epoch()
+            trainer.next_epoch()
+    for part in ("sort", "index_put_", "round", "hardtanh_backward", "clamp_", "lerp"):
+        assert any(name.startswith(f"aten.{part}.") for name in count.seen), part
+    assert any("fake_quantize" in name for name in count.seen)
     assert not raising(count.seen)
 
 

@@ -1,7 +1,7 @@
 """`--graph`: a step that is recorded once and replayed has the plain step's bits; where it cannot be, 78."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from job.errors import ConfigurationError
+from job.network import compressed
+from job.phases import Cycle
 from job.recipe import Recipe
+from job.run.state import TrainingState
 from job.train.step import check_graph
 from job.train.trainer import Trainer
 from tests.forked import micronet
 from tests.train.tape import Tape
+from tests.train.test_phases import MOST, teacher
+from tests.train.test_phases import network as compressible
 from tests.train.test_trainer import RECIPE, STEPS, assert_same_bits, batches, in_precision, network, run
 
 CONFIGURATION = 78  # the README's table
@@ -72,6 +77,46 @@ def test_an_overflow_in_the_first_step_is_recorded_too() -> None:
         trainers[-1].train_epoch()
     assert trainers[0].scaler.get_scale() < 65536
     assert_same_bits(*trainers)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_each_phase_that_trains_is_recorded_anew(precision: str) -> None:
+    """With its quantisers, and with the zeros put back after each replay; in fp32 also after a resume.
+
+    In fp16, which takes a processor long, it only quantises.
+    """
+    one = (Cycle(1, 1e-3),)
+    before = {} if precision == "fp16" else {"cycles": one, "prune_cycles": one}
+    recipe = Recipe(10, 1, **{"cycles": (), **before}, quantise_cycles=one, batch_size=4, precision=precision)
+
+    def compact(after_step: Callable[[], None] = lambda: None, records: bool = True) -> Trainer:
+        trained = compressible()
+
+        def recorder() -> Tape:
+            tapes.append(Tape(trained))
+            return tapes[-1]
+
+        return Trainer(
+            trained, batches(recipe), recipe, after_step, recorder if records else None, teach=teacher
+        )
+
+    states: list[bytes] = []
+    tapes: list[Tape] = []
+    plain = compact(lambda: states.append(plain.state([]).encode()), records=False)
+    run(plain)
+    recorded = compact()
+    run(recorded)
+    assert_same_bits(plain, recorded)
+    trains = len(recipe.phases) - 1
+    assert [tape.replays for tape in tapes] == [STEPS + 1] * trains  # one to compare with the plain step
+    rounds = [sum("round" in str(function) for function, *_ in tape.calls) for tape in tapes]
+    quantisers = 2 * len(list(compressed.layers(recorded.network)))
+    assert rounds == [0] * (trains - 1) + [2 * quantisers]  # forward and backward
+    for phase in recipe.phases if precision == "fp32" else ():
+        resumed = compact()
+        resumed.restore(TrainingState.decode(states[phase.first * STEPS + 1], MOST))
+        run(resumed)
+        assert_same_bits(plain, resumed)
 
 
 def test_the_tape_freezes_a_momentum_as_a_graph_does() -> None:
