@@ -106,6 +106,26 @@ def test_it_does_so_when_process_0_is_killed(options: list[str], tmp_path: Path)
     bits_after(list(ENDS)[3:], options, tmp_path / "run")
 
 
+def test_no_process_is_left_when_the_agent_is_killed_while_they_start(
+    options: list[str], tmp_path: Path
+) -> None:
+    child = Child(["--run", str(tmp_path), *options, "--processes", "2"])
+    try:
+        deadline = time.monotonic() + 120
+        while len(started := list(workers(child._process.pid).values())) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(child._process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60  # their imports
+        while not all(map(gone, started)):
+            assert time.monotonic() < deadline, "a process is left behind"
+            time.sleep(0.05)
+        assert "the agent has ended" in (child.end(), child.last_words())[1]
+    finally:
+        child.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_agents_are_two_machines(options: list[str], tmp_path: Path) -> None:
     """torchrun's own command, started twice; the machines have caches of their own."""
     port, agents = free_port(), []
