@@ -23,9 +23,13 @@ from typing import Any
 
 from bench.predictions import PREDICTIONS, compare, line
 from job.checks.laboratory import write_data
+from job.commands.bench import PARTS
 
 LIMIT_SECONDS = 570.0
 TIMED_OUT = 124
+ALONE = [part for part in PARTS if part != "parallel"]
+"""The parts of `micronet bench` whose stage is `bench`; the other has its own."""
+
 ROOT = Path(__file__).parent.parent
 JOB = (sys.executable, "-m", "job.cli")
 
@@ -41,6 +45,7 @@ class Hour:
     device: str
     quick: bool
     data: str | None  # an archive in CIFAR-100's format; None: that of --demo
+    gpus: int = 1
 
     def stages(self) -> dict[str, Parts]:
         """Return all stages in their order."""
@@ -51,6 +56,7 @@ class Hour:
             "demo": {"stopped": self._demo()},
             "bench": self._bench(),
             "variants": self._variants(),
+            "parallel": self._parallel(),
             "fashion": {"seeds": self._fashion()},
             "epoch": {"seeds": self._epoch()},
             "profile": {"profiler": self._program("profiler", *self._small("--steps", "2", "--width", "1"))},
@@ -91,7 +97,7 @@ class Hour:
                 "job": self._program("step", *self._small("--width", "1")),
             }
         return {
-            "bench": self._bench_command("--rounds", "4"),
+            "bench": self._bench_command("--rounds", "4", *(f"--part={part}" for part in ALONE)),
             "job": self._program("step", "--batch-size", "256"),
             "stock": self._program("step", "--batch-size", "256", "--loop", "stock"),
         }
@@ -110,6 +116,16 @@ class Hour:
         }
         loop = ("--part", "loop", "--rounds", "2")
         return {name: self._bench_command(*loop, *words) for name, words in each.items()}
+
+    def _parallel(self) -> Parts:
+        """Return what shards cost on one GPU; with several, how the model of these compares, and the bits."""
+        if self.quick:
+            words = ("--rounds", "1", "--seconds", "0.1s", *self._small("--width", "1"))
+            return {"bench": self._bench_command("--part", "parallel", *words)}
+        parts = {"bench": self._bench_command("--part", "parallel", "--rounds", "4")}
+        if self.gpus > 1:
+            parts["selftest"] = [*self._selftest(), "--processes", str(self.gpus)]
+        return parts
 
     def _fashion(self) -> list[str]:
         seeds, cycles = ("22", "1@5e-3") if self.quick else ("22,23,24", "3@5e-3")
@@ -177,12 +193,12 @@ def passed(out: Path, stage: str) -> bool:
     return path.exists() and json.loads(path.read_text(encoding="utf-8"))["exit_code"] == 0
 
 
-def gpu_name() -> str:
-    """Return the first GPU's name as the driver has it, empty without one."""
+def gpu_names() -> list[str]:
+    """Return the GPUs' names as the driver has them, none without a driver."""
     if not shutil.which("nvidia-smi"):
-        return ""
+        return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0]
+    return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
 
 
 def main() -> None:
@@ -207,13 +223,14 @@ def main() -> None:
     if options.quick and not data:
         data = str(out / "data.tar.gz")
         write_data(Path(data))
-    hour = Hour(out, "cpu" if options.quick else options.device, options.quick, data)
+    gpus = gpu_names()
+    hour = Hour(out, "cpu" if options.quick else options.device, options.quick, data, len(gpus))
     due = {
         stage: parts
         for stage, parts in hour.stages().items()
         if (stage in options.stage if options.stage else not passed(out, stage))
     }
-    gpu = gpu_name()
+    gpu = gpus[0] if gpus else ""
     with ThreadPoolExecutor(2 if options.quick else 1) as pool:
         codes = list(pool.map(lambda item: perform(out, *item, gpu), due.items()))
     if any(codes):

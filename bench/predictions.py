@@ -57,6 +57,12 @@ PREDICTIONS = {
         Prediction(f"compile.{RATE}", 23_000, 34_000),
         Prediction(f"batch512.{RATE}", 19_000, 28_000),
     ],
+    "parallel": [
+        Prediction("bench.parallel.shards_to_one.4.mean", 0.7, 0.97),
+        Prediction("bench.parallel.processes_to_one.2.mean", 1.8, 2.0),
+        Prediction("bench.parallel.processes_to_one.4.mean", 3.3, 3.95),
+        Prediction("bench.parallel.sent_bytes.2", 38.7e6, 39.2e6),
+    ],
     "fashion": [Prediction("seeds.mean_accuracy", 0.875, 0.897)],
     "epoch": [Prediction("seeds.median_images_per_second", 15_000, 26_000)],
     "profile": [

@@ -39,6 +39,11 @@ def configure(log_format: str = "human") -> None:
     structlog.configure(processors=processors, logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
+def log_format() -> str:
+    """Return how events look: `human` or `json`."""
+    return _format
+
+
 def name_process(rank: int) -> None:
     """Mark what is logged from now on as that process's; the progress is process 0's to log."""
     global _process

@@ -1,4 +1,4 @@
-"""A `micronet train` in a child process: reads its events and sends it signals."""
+"""A `micronet train` in a child process, or an agent with several: reads its events and sends it signals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from job.errors import JobError
@@ -19,6 +20,7 @@ from job.machine.preemption import Preemption
 
 PATIENCE_SECONDS = 600.0  # without an event; a start takes 12 s, and each retry in an outage is an event
 PR_SET_PDEATHSIG = 1  # prctl(2)
+AGENT = "agent"
 
 Event = dict[str, Any]
 
@@ -26,7 +28,8 @@ Event = dict[str, Any]
 class Child:
     """The process. It inherits the environment except MICRONET_*, and is killed when its parent ends.
 
-    `events` are those read so far, `words` the other lines of stderr, such as a traceback.
+    With --processes it is torchrun's agent. `events` are those read so far, `words` the other lines of
+    stderr, such as a traceback.
     """
 
     def __init__(self, options: Sequence[str]) -> None:
@@ -80,12 +83,22 @@ class Child:
         """Wait for the end without reading events; return the exit code."""
         return self._process.wait(PATIENCE_SECONDS)
 
-    def signal(self, number: int) -> None:
-        """Send a signal, unless the process has ended."""
-        self._process.send_signal(number)
+    def processes(self) -> dict[str, int]:
+        """Return the numbers of the attempt's processes: the agent's, and those of `process 0` and so on."""
+        return {AGENT: self._process.pid, **workers(self._process.pid)}
+
+    def signal(self, number: int, only: str = "") -> None:
+        """Send a signal to all processes or to one of `processes`, unless they have ended."""
+        for name, process in self.processes().items():
+            if only in ("", name):
+                with suppress(ProcessLookupError):
+                    self._process.send_signal(number) if name == AGENT else os.kill(process, number)
 
     def end(self) -> int:
-        """Read all events; return the exit code, negative with the signal's number if a signal ended it."""
+        """Read all events; return the exit code, negative with the signal's number if a signal ended it.
+
+        Events end when all processes have ended.
+        """
         self.until(lambda event: False)
         return self._process.wait()
 
@@ -95,9 +108,11 @@ class Child:
         return "; ".join([*causes, *self.words[-1:]]) or "it logged nothing"
 
     def close(self) -> None:
-        """Kill the process if it still runs."""
-        self._process.kill()
+        """Kill what still runs, and wait for its end."""
+        self.signal(signal.SIGKILL)
         self._process.wait()
+        if self._process.stderr and not self._process.stderr.closed:
+            self.end()
         self.stop_reading()
 
     def _note(self, line: str) -> Event | None:
@@ -123,6 +138,24 @@ class Child:
             self._unread += block
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode(errors="replace")
+
+
+def workers(agent: int) -> dict[str, int]:
+    """Return the numbers of the processes that an agent has started, as `process 0` and so on (Linux)."""
+    found = {}
+    for child in _read(f"/proc/{agent}/task/{agent}/children").split():
+        for variable in _read(f"/proc/{int(child)}/environ").split(b"\0"):
+            name, _, value = variable.partition(b"=")
+            if name == b"RANK":
+                found[int(value)] = int(child)
+    return {f"process {rank}": found[rank] for rank in sorted(found)}
+
+
+def _read(path: str) -> bytes:
+    """Return what is in a file of /proc, nothing where its process has ended."""
+    with suppress(OSError):
+        return Path(path).read_bytes()
+    return b""
 
 
 @contextmanager

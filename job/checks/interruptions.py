@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from job import events
-from job.checks.child import Child, Event, named
+from job.checks.child import AGENT, Child, Event, named
 from job.checks.laboratory import Laboratory, Result, require_same
-from job.errors import FencedError, JobError
+from job.errors import FencedError, JobError, MachineError
 from job.run import layout
 from job.run.manifests import KEPT
 from job.store import Store
@@ -50,11 +50,15 @@ LONGEST_GAP_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL: `delay_seconds` after the first event that opens `phase` in `epoch` (from 1) or later."""
+    """One SIGKILL: `delay_seconds` after the first event that opens `phase` in `epoch` (from 1) or later.
+
+    `aim`, from 0 to 1, decides which of an attempt's processes it hits.
+    """
 
     phase: str
     epoch: int
     delay_seconds: float
+    aim: float = 0.0
 
     def is_due(self, event: Event) -> bool:
         """Return whether this is the event to kill at."""
@@ -70,7 +74,9 @@ def plan_kills(count: int, epochs: int, seed: int) -> list[Kill]:
     late = sorted((phase for phase in dealt if phase in LATE), key=LATE.index)
     places = [(phase, 1 + index * (epochs - 1) // len(early)) for index, phase in enumerate(early)]
     places += [(phase, epochs) for phase in late]
-    return [Kill(phase, epoch, PHASES[phase][1] * generator.random()) for phase, epoch in places]
+    delays = [PHASES[phase][1] * generator.random() for phase, _ in places]
+    aims = generator.random(count).tolist()
+    return [Kill(*place, delay, aim) for place, delay, aim in zip(places, delays, aims, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,25 @@ class Position:
     def fields(self) -> dict[str, Any]:
         """Return the fields that are known."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Killed:
+    """Where an attempt was when it was killed, and which of its processes was; "" is all of them."""
+
+    where: Position
+    victim: str
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields that are known."""
+        return self.where.fields() | ({"victim": self.victim} if self.victim else {})
+
+
+def aimed(child: Child, aim: float) -> str:
+    """Return which of an attempt's processes `aim`, from 0 to 1, means; "" is all of them, equally likely."""
+    several = child.processes()
+    choices = ["", *several] if len(several) > 1 else [""]
+    return choices[int(aim * len(choices))]
 
 
 def position(events: Sequence[Event]) -> Position:
@@ -105,19 +130,19 @@ def position(events: Sequence[Event]) -> Position:
     return Position(phase if phase == "evaluation" else saving or phase, epoch, step)
 
 
-def prove_same_bits(lab: Laboratory, reference: Result, kills: Sequence[Kill]) -> list[Position]:
-    """Carry out all `kills` on one run; return where each killed its attempt.
+def prove_same_bits(lab: Laboratory, reference: Result, kills: Sequence[Kill]) -> list[Killed]:
+    """Carry out all `kills` on one run; return what each killed.
 
     If the run ends before the last kill, another run starts with the missed kill, without its delay. Raises
     JobError where a run differs from the undisturbed one or leaves too many checkpoints.
     """
-    waiting, killed, runs = list(kills), list[Position](), 0
+    waiting, killed, runs = list(kills), list[Killed](), 0
     while waiting:
         runs += 1
         run = f"killed-{runs}"
-        while waiting and (where := _kill(lab, run, waiting[0])):
-            killed.append(where)
-            events.emit("killed", number=len(killed), of=len(kills), **where.fields())
+        while waiting and (one := _kill(lab, run, waiting[0])):
+            killed.append(one)
+            events.emit("killed", number=len(killed), of=len(kills), **one.fields())
             del waiting[0]
         lab.finish(run)
         require_same(reference, lab.result(run), run)
@@ -163,28 +188,36 @@ def require_bounded(store: Store, fenced: int = 0) -> None:
         raise JobError(f"{store.uri} keeps {manifests} manifests and {objects} objects, which are too many")
 
 
-def _kill(lab: Laboratory, run: str, kill: Kill) -> Position | None:
+def _kill(lab: Laboratory, run: str, kill: Kill) -> Killed | None:
     """Start an attempt, kill it and return where it was; None if it finished the run first."""
+    victim, expected = "", -signal.SIGKILL
     with lab.attempt(run) as child:
         if child.until(kill.is_due):
             time.sleep(kill.delay_seconds)
-            child.signal(signal.SIGKILL)
+            victim = aimed(child, kill.aim)
+            child.signal(signal.SIGKILL, victim)
+            if victim not in ("", AGENT):
+                expected = MachineError.exit_code  # the agent's answer
         code = child.end()
-    if code == -signal.SIGKILL:
-        return position(child.events)
+    if code == expected:
+        return Killed(position(child.events), victim)
     if code:
         raise JobError(f"an attempt on {run} ended with {code}: {child.last_words()}")
     return None
 
 
 def _pause(children: list[Child], count: int, generator: np.random.Generator) -> int:
-    """Pause running children one at a time, `count` times or until all have ended; return how many times."""
+    """Pause running children or one of their processes, one at a time, until all have ended.
+
+    Returns how often, at most `count` times.
+    """
     done = 0
     while done < count and (running := [child for child in children if child.running()]):
         child = running[generator.integers(len(running))]
-        child.signal(signal.SIGSTOP)
+        paused = aimed(child, generator.random())
+        child.signal(signal.SIGSTOP, paused)
         time.sleep(LONGEST_PAUSE_SECONDS * generator.random())
-        child.signal(signal.SIGCONT)
+        child.signal(signal.SIGCONT, paused)
         done += 1
         time.sleep(LONGEST_GAP_SECONDS * generator.random())
     return done

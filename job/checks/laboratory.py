@@ -8,9 +8,11 @@ import re
 import secrets
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ SEED = 2019
 TRAIN_PER_CLASS, TEST_PER_CLASS = 2, 2  # of 100 classes; 1.2 MB
 RECIPE = ("--depth", "10", "--batch-size", "16")  # 12 steps an epoch
 CHECKPOINT_EVERY = "0.1s"
+SHARDS = 4  # of a step, or as many as processes; of runs that several share
 
 COMPRESSED_EPOCHS = 3
 """Of a run's epochs the last: one prunes, one quantises, one averages statistics."""
@@ -120,11 +123,20 @@ def _flat(path: str, value: Any) -> dict[str, Any]:
 class Laboratory:
     """Starts attempts at runs of one recipe below `uri`, each with an empty cache, as on a new machine.
 
-    `options` are those of `train` for the device, the precision and the width.
+    `options` are those of `train` for the device, the precision and the width. An attempt's number of
+    processes is drawn for the seed, of the powers of two up to `processes`, each as often as the others;
+    `shared` counts the attempts by it.
     """
 
     def __init__(
-        self, uri: str, folder: Path, epochs: int, options: Sequence[str], preemption: Preemption
+        self,
+        uri: str,
+        folder: Path,
+        epochs: int,
+        options: Sequence[str],
+        preemption: Preemption,
+        processes: int = 1,
+        seed: int = 0,
     ) -> None:
         self.uri, self.folder, self.epochs, self.preemption = uri, folder, epochs, preemption
         dense = epochs - COMPRESSED_EPOCHS  # at least 1
@@ -134,17 +146,25 @@ class Laboratory:
             "--prune-cycles", "1@1e-3", "--quantise-cycles", "1@1e-3", *options,
             "--data", f"{uri}/{ARCHIVE}", "--checkpoint-every", CHECKPOINT_EVERY,
         )  # fmt: skip
-        self.attempts = 0
+        counts = [2**power for power in range(processes.bit_length())]
+        if processes > 1:
+            self.options += ("--shards", str(max(SHARDS, counts[-1])))
+        generator = np.random.default_rng(seed)
+        self._counts = chain.from_iterable(generator.permutation(each).tolist() for each in repeat(counts))
+        self.shared = Counter[int]()
 
     def store(self, run: str) -> Store:
         """Return the store of a run."""
         return open_store(f"{self.uri}/{run}")
 
-    def attempt(self, run: str) -> AbstractContextManager[Child]:
+    @contextmanager
+    def attempt(self, run: str) -> Iterator[Child]:
         """Start an attempt at a run; it is killed at the end of the block."""
-        self.attempts += 1
-        cache = str(self.folder / str(self.attempts))
-        return started(["--run", f"{self.uri}/{run}", "--cache", cache, *self.options], self.preemption)
+        cache, count = str(self.folder / str(self.shared.total())), next(self._counts)
+        self.shared[count] += 1
+        options = ["--run", f"{self.uri}/{run}", "--cache", cache, *self.options, "--processes", str(count)]
+        with started(options, self.preemption) as child:
+            yield child
 
     def finish(self, run: str) -> list[Event]:
         """Run an undisturbed attempt and return its events; raise JobError where it fails."""
@@ -161,7 +181,13 @@ class Laboratory:
 
 @contextmanager
 def laboratory(
-    uri: str, epochs: int, options: Sequence[str], keep: bool, preemption: Preemption
+    uri: str,
+    epochs: int,
+    options: Sequence[str],
+    keep: bool,
+    preemption: Preemption,
+    processes: int = 1,
+    seed: int = 0,
 ) -> Iterator[Laboratory]:
     """Make a laboratory in a new prefix below `uri`, which is removed afterwards unless `keep`."""
     home = open_store(uri).uri  # absolute
@@ -171,7 +197,7 @@ def laboratory(
             archive = Path(folder, ARCHIVE)
             write_data(archive)
             open_store(prefix).put(ARCHIVE, archive)
-            yield Laboratory(prefix, Path(folder), epochs, options, preemption)
+            yield Laboratory(prefix, Path(folder), epochs, options, preemption, processes, seed)
         finally:
             if keep:
                 events.emit("kept", prefix=prefix)

@@ -33,26 +33,38 @@ LATE_REQUEST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Proof:
-    """What every run ended with, the kills by phase, the pauses, and the checkpoint that was damaged."""
+    """What every run ended with, the kills by phase, the pauses, and the checkpoint that was damaged.
+
+    `shared` counts the attempts by their number of processes, `victims` the kills by whom they hit.
+    """
 
     weights_sha256: str
     predictions_sha256: str
     kills: Counter[str]
     pauses: int
     damaged: str
+    shared: Counter[int]
+    victims: Counter[str]
 
 
 def selftest(
-    uri: str, kills: int, seed: int, options: Sequence[str], keep: bool, preemption: Preemption
+    uri: str,
+    kills: int,
+    seed: int,
+    options: Sequence[str],
+    keep: bool,
+    preemption: Preemption,
+    processes: int = 1,
 ) -> Proof:
     """Carry out every proof under a throw-away prefix below `uri`, which is removed unless `keep`.
 
     There are as many pauses as `kills`; `seed` decides the instants of both. `options` are those of `train`
-    for the device, the precision and the width. Raises JobError (exit code 1) that says which proof failed,
-    and the store's errors.
+    for the device, the precision and the width. Each attempt has 1 to `processes` processes, of which a kill
+    or a pause hits one, the agent or all. Raises JobError (exit code 1) that says which proof failed, and the
+    store's errors.
     """
     epochs = 4 + kills // 2
-    with laboratory(uri, epochs, options, keep, preemption) as lab:
+    with laboratory(uri, epochs, options, keep, preemption, processes, seed) as lab:
         events.emit("selftest", prefix=lab.uri, kills=kills, seed=seed)
         lab.finish("reference")
         reference = lab.result("reference")
@@ -62,8 +74,9 @@ def selftest(
         damaged = prove_fallback(lab, reference)
         prove_unread(lab, reference)
     sha256 = {name: reference.report[name]["sha256"] for name in ("weights", "predictions")}
-    phases = Counter(where.phase for where in killed)
-    return Proof(sha256["weights"], sha256["predictions"], phases, kills, damaged)
+    phases = Counter(each.where.phase for each in killed)
+    victims = Counter(each.victim or "all" for each in killed)
+    return Proof(sha256["weights"], sha256["predictions"], phases, kills, damaged, lab.shared, victims)
 
 
 def prove_fence(lab: Laboratory, reference: Result) -> None:
@@ -147,8 +160,11 @@ def _damage_newest(store: Store) -> str:
 def lines(proof: Proof) -> list[str]:
     """Return what was proved, for people."""
     phases = ", ".join(f"{phase} {proof.kills[phase]}" for phase in ("start", *PHASES) if proof.kills[phase])
+    shared = ", ".join(f"{count} in {proof.shared[count]} attempts" for count in sorted(proof.shared))
+    victims = ", ".join(f"{victim} {number}" for victim, number in sorted(proof.victims.items()))
     return [
         f"kills     {proof.kills.total()} by SIGKILL: {phases}",
+        *([f"processes {shared}; killed: {victims}"] if max(proof.shared) > 1 else []),
         f"pauses    {proof.pauses} of attempts that contended for a run: one finished it, the other stopped",
         f"bits      identical after each: weights {proof.weights_sha256}",
         f"          predictions {proof.predictions_sha256}; so are report and history",

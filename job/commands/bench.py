@@ -20,7 +20,7 @@ from job.commands.options import (
 from job.machine.preemption import Preemption
 from job.recipe import Recipe
 
-PARTS = ("loop", "augmentation", "host", "determinism", "checkpoints")
+PARTS = ("loop", "augmentation", "host", "determinism", "checkpoints", "parallel")
 ON_CPU, ON_GPU = 64, 256  # images a batch
 
 EXAMPLES = """\b
@@ -77,6 +77,9 @@ def bench(
     determinism   images/s with deterministic algorithms and without
     checkpoints   images/s with a checkpoint every 10 s and without; seconds a
                   checkpoint costs, and ms it blocks the training thread
+    parallel      images/s with 1, 2 and 4 shards, and in several processes, one
+                  a GPU or, on a processor, a core; ms and bytes of their exchange
+                  in a step; a model of 2 and 4 GPUs by the link between them
 
     A figure is the median of the rounds with the lowest and the highest. A ratio is of figures of the same
     round; its mean has a 95 % confidence interval.

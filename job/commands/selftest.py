@@ -12,7 +12,10 @@ EXAMPLES = """\b
 Examples:
   micronet selftest --run s3://bucket/runs
   micronet selftest --run /mnt/shared --kills 5 --seed 1
+  micronet selftest --run s3://bucket/runs --processes 4
 """
+
+MOST_PROCESSES = 16  # an image each
 
 
 @click.command(epilog=EXAMPLES)
@@ -26,6 +29,12 @@ Examples:
 @option(
     "--seed", type=click.IntRange(min=0), help="Seed of the kills' and pauses' instants. Default: random."
 )
+@option(
+    "--processes",
+    type=click.IntRange(1, MOST_PROCESSES),
+    default=1,
+    help="Most processes of an attempt, one a GPU: each attempt has another number of them.",
+)
 @option("--keep", is_flag=True, help="Do not remove the throw-away prefix.")
 @device_option
 @setting_option(Recipe, "precision", default="fp32", help="Precision of the training step.")
@@ -37,6 +46,7 @@ def selftest(
     run: str,
     kills: int,
     seed: int | None,
+    processes: int,
     keep: bool,
     device: str,
     precision: str,
@@ -45,8 +55,9 @@ def selftest(
     """Prove exact resume and fencing in your own store. Interrupted runs must end with identical bits.
 
     Small runs, which also prune and quantise, are trained undisturbed, killed, paused while another attempt
-    owns the run, resumed from a damaged checkpoint, and without a reader of their log. A proof that fails
-    ends with 1 and is named.
+    owns the run, resumed from a damaged checkpoint, and without a reader of their log. With --processes the
+    attempts share a step among 1, 2, 4 ... processes, and a kill or a pause hits one of them, the agent that
+    started them, or all. A proof that fails ends with 1 and is named.
     """
     import secrets
 
@@ -56,7 +67,8 @@ def selftest(
 
     seed = secrets.randbelow(2**32) if seed is None else seed
     chosen = devices.choose(chosen_device(device, gpu_required=False))
-    options = ("--device", str(chosen), "--precision", precision, "--width", str(width))
-    proof = checks.selftest(run, kills, seed, options, keep, preemption)
+    name = str(chosen) if processes == 1 else chosen.type
+    options = ("--device", name, "--precision", precision, "--width", str(width))
+    proof = checks.selftest(run, kills, seed, options, keep, preemption, processes)
     for line in checks.lines(proof):
         click.echo(line)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from job.errors import BEFORE_OTHERS, SUCCESS, JobError, MachineError, PreemptedError, UsageError
 from job.machine.preemption import Preemption
-from job.machine.processes import require_divisible
+from job.machine.processes import AGENT, require_divisible
 
 AUTO = "auto"
 LOOPBACK = "127.0.0.1"
@@ -50,6 +50,7 @@ def run(count: int, arguments: Sequence[str], grace_seconds: float, preemption: 
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable()  # of the agent's own: each process logs why it ends
+    os.environ[AGENT] = str(os.getpid())
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # by default gloo looks up the machine's own name
     os.environ.setdefault(
         "TORCH_CPP_LOG_LEVEL", "ERROR"

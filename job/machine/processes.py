@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+AGENT = "MICRONET_AGENT_PID"  # the agent's number, where `micronet train --processes` is the agent
 FOR_EVER = timedelta(days=30)
 BEATS, BEAT_SECONDS, POLL_SECONDS = "beats", 1.0, 0.02
 
@@ -50,10 +51,15 @@ def local_rank() -> int | None:
 
 
 def end_with_agent() -> None:
-    """Have the kernel send SIGTERM when the agent ends, however it does (Linux)."""
+    """Have the kernel send SIGTERM when the agent ends, however it does (Linux).
+
+    Raises PreemptedError where it ended while this process started.
+    """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.environ.get(AGENT, str(os.getppid())) != str(os.getppid()):
+        raise PreemptedError("the agent has ended", "Run the same command again")
 
 
 class Links:

@@ -17,6 +17,7 @@ from job.run.lineage import Heartbeat
 from job.run.outputs import History
 from job.run.records import Beat
 from job.run.state import TrainingState
+from job.store.base import RefusedError, TransientError
 from job.train.attempt import Attempt
 from job.train.trainer import Trainer
 
@@ -48,7 +49,7 @@ class Checkpointing:
             self.settle(error.message)
             raise
         except (MachineError, PermissionRefusedError) as error:  # the store takes nothing any more
-            if error is self.saver.error:
+            if error is self.saver.error or isinstance(error, TransientError | RefusedError):
                 error.message += f"; {self._keep_on_disk()}"
             raise
         except Exception:

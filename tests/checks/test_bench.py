@@ -14,13 +14,17 @@ import torch
 from torch import nn
 
 from bench.step import READ, Trace, loop
+from job.checks.bench.links import ATTAINED, COLLECTIVE_SECONDS, LINKS, modelled, sent_bytes
 from job.checks.bench.loops import batches, excess, full
+from job.checks.bench.parallel import SHARED
 from job.checks.bench.results import lines
 from job.checks.bench.stock import event_learner
 from job.checks.bench.timing import Stopwatch, difference, interleave, ratio, spread
+from job.machine.processes import ALONE
 from job.network.wide_resnet import wide_resnet
 from job.phases import Cycle
 from job.recipe import Recipe
+from job.train.exchange import ShardedStep
 from job.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -110,7 +114,7 @@ def test_fastais_own_loop_trains_to_the_jobs_bits(precision: str) -> None:
 @pytest.fixture(scope="module")
 def results() -> dict[str, object]:
     """The result of the smallest bench, by the command line."""
-    parts = ("loop", "augmentation", "host", "determinism")
+    parts = ("loop", "augmentation", "host", "determinism", "parallel")
     options = ["--depth", "10", "--width", "1", "--batch-size", "8", "--rounds", "1", "--seconds", "0.1"]
     command = [sys.executable, "-m", "job.cli", "bench", "--json", "--price", "2", *options]
     done = subprocess.run([*command, *(f"--part={part}" for part in parts)], capture_output=True, text=True)
@@ -136,6 +140,38 @@ def test_each_comparison_has_its_rounds_and_its_ratio(results: dict) -> None:
 
     assert results["host"]["overhead_seconds"].keys() == {"job", "fastai"}
     assert all(each["n"] == 1 for each in results["host"]["overhead_seconds"].values())
+
+
+def test_a_process_sends_its_part_of_each_bucket(results: dict) -> None:
+    parallel, network = results["parallel"], wide_resnet(10, 1, CLASSES)
+    step = ShardedStep(network, list(network.parameters()), ALONE, SHARED, overlap=False)
+    padded = [4 * (bucket.size + -bucket.size % SHARED) for bucket in (*step.buckets, step.rest)]
+    assert parallel["gradient_bytes"] == sum(parameter.nbytes for parameter in network.parameters())
+    assert (
+        parallel["sent_bytes"].keys()
+        == parallel["processes_to_one"].keys()
+        == parallel["exchange_share"].keys()
+    )
+    for count, sent in parallel["sent_bytes"].items():
+        assert sent == sum(sent_bytes(size, int(count)) for size in padded)
+        assert sent < 2 * parallel["gradient_bytes"]
+    assert parallel["shards_to_one"].keys() == {"2", "4"}
+    assert {(row["processes"], row["link"]) for row in parallel["model"]} == {
+        (count, link) for count in (2, 4) for link in LINKS
+    }
+
+
+def test_the_model_hides_what_the_backward_pass_of_a_shard_leaves_time_for() -> None:
+    sizes, rate = [8_000_000, 8_000_000, 4_000_000, 100_000], ATTAINED * 15.75e9
+    taken = [size / rate + 2 * COLLECTIVE_SECONDS for size in sizes]  # two processes: each byte is sent once
+    slow = {row["link"]: row for row in modelled(0.048, 256, 4, sizes, 2)}["PCIe 3.0 x16"]
+    assert slow["exchange_seconds"] == pytest.approx(sum(taken))
+    assert slow["exposed_seconds"] == pytest.approx(taken[2] + taken[3])
+    assert slow["images_per_second"] == pytest.approx(256 / (0.024 + taken[2] + taken[3]))
+    quick = {row["link"]: row for row in modelled(0.0048, 256, 4, sizes, 2)}["PCIe 3.0 x16"]
+    backward = 0.0048 / 4 * 2 / 3
+    assert quick["exposed_seconds"] == pytest.approx(sum(taken) - backward)
+    assert sent_bytes(4000, 4) == 2 * 3 * 1000
 
 
 def test_a_step_of_the_job_dispatches_a_third_of_stocks_and_reads_nothing() -> None:
@@ -166,9 +202,9 @@ def test_the_text_names_every_part_and_what_each_figure_means(results: dict) -> 
     names = ("saving_to_plain", "lost_seconds", "blocked_seconds", "copy_seconds")
     checkpoints = {"steps": 4, "images_per_second": rates, **dict.fromkeys(names, saving)}
     text = "\n".join(lines({**results, "checkpoints": checkpoints}))  # type: ignore[typeddict-item]
-    for part in ("loop", "augmentation", "determinism", "host", "checkpoints"):
+    for part in ("loop", "augmentation", "determinism", "host", "checkpoints", "parallel"):
         assert f"\n{part} " in text
     assert "600 epochs" in text
     assert "500 (250 to 750, n = 3) ms" in text
     for row in text.splitlines()[3:]:
-        assert re.search(r"\(.*\).*  [a-z0-9]+|600 epochs", row), row  # a spread and its meaning
+        assert re.search(r"\(.*\).*  [a-z0-9]+|600 epochs|processes send|modelled|GPUs.*  [a-z]+", row), row

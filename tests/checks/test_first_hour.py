@@ -23,6 +23,7 @@ STAGES = [
     "demo",
     "bench",
     "variants",
+    "parallel",
     "fashion",
     "epoch",
     "profile",
@@ -39,7 +40,7 @@ def hour(*words: str) -> subprocess.CompletedProcess[str]:
     "passed",
     [
         # commands that other stages or tests/checks/test_selftest.py run too
-        pytest.param(["selftest", "variants", "epoch"], id="most"),
+        pytest.param(["selftest", "variants", "parallel", "epoch"], id="most"),
         pytest.param([], id="all", marks=pytest.mark.soak),
     ],
 )

@@ -46,6 +46,8 @@ HISTORY = [
 ]
 
 
+SEED_1221 = 2  # of attempts with 1, 2, 2 and 1 processes
+AT_AGENT, AT_PROCESS_1 = 0.3, 0.9  # of: all, the agent, process 0, process 1
 TRAINING = ("--device", "cpu", "--precision", "fp32", "--width", "1")
 
 
@@ -138,10 +140,28 @@ def test_a_kill_that_comes_too_late_is_repeated_in_another_run(tmp_path: Path) -
     with laboratory(str(tmp_path), 4, TRAINING, False, Preemption(10)) as lab:
         lab.finish("reference")
         late = Kill("publishing", epoch=4, delay_seconds=20)
-        (where,) = prove_same_bits(lab, lab.result("reference"), [late])
-        assert where.phase == "publishing"
+        (killed,) = prove_same_bits(lab, lab.result("reference"), [late])
+        assert killed.where.phase == "publishing"
         runs = {entry.key.split("/")[0] for entry in open_store(lab.uri).list()}
     assert runs == {"data.tar.gz", "reference", "killed-1", "killed-2"}
+
+
+def test_kills_of_an_agent_and_of_a_process_change_no_bit(tmp_path: Path) -> None:
+    with laboratory(str(tmp_path), 4, TRAINING, False, Preemption(10), processes=2, seed=SEED_1221) as lab:
+        lab.finish("reference")
+        kills = [Kill("training", 1, 0.1, aim) for aim in (AT_AGENT, AT_PROCESS_1)]
+        killed = prove_same_bits(lab, lab.result("reference"), kills)
+    assert [each.victim for each in killed] == ["agent", "process 1"]
+    assert lab.shared == {1: 2, 2: 2}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_twenty_kills_and_pauses_of_several_processes_change_no_bit(s3_uri: str) -> None:
+    done = run_selftest(s3_uri, "--kills", "20", "--processes", "4")
+    places = assert_proved(done, s3_uri, 20)
+    assert {event.get("victim", "all") for event in places} >= {"all", "agent", "process 0", "process 1"}
+    assert all(f"{count} in " in done.stdout for count in (1, 2, 4))
 
 
 def test_a_bucket_that_is_missing_is_reported_before_anything_is_started(s3_uri: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from job.checks.child import Child, named
+from job.checks.child import Child, named, workers
 from job.store import open_store
 from tests import forked
 from tests.archives import write_archive
@@ -30,18 +30,6 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*where, *recipe, "--precision", "fp32", "--shards", "2", "--checkpoint-every", "0.1s"]
 
 
-def workers(agent: int) -> list[int]:
-    """Return the numbers of the processes that an agent has started, by rank."""
-    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-    ranks = {}
-    for child in map(int, children):
-        names = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        rank = next((name for name in names if name.startswith(b"RANK=")), None)
-        if rank:
-            ranks[int(rank[5:])] = child
-    return [ranks[rank] for rank in sorted(ranks)]
-
-
 def gone(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -52,7 +40,7 @@ def gone(process: int) -> bool:
 def end(child: Child, disturb: Callable[[list[int]], None]) -> int:
     """Disturb a job of two processes in mid-training; return its code, when all has ended in time."""
     assert child.until(named("checkpoint")), child.last_words()
-    started = workers(child._process.pid)
+    started = list(workers(child._process.pid).values())
     assert len(started) == 2
     began = time.monotonic()
     disturb(started)
@@ -116,6 +104,26 @@ def test_a_run_ends_with_the_same_bits_after_each_end_of_its_agent(
 @pytest.mark.soak
 def test_it_does_so_when_process_0_is_killed(options: list[str], tmp_path: Path) -> None:
     bits_after(list(ENDS)[3:], options, tmp_path / "run")
+
+
+def test_no_process_is_left_when_the_agent_is_killed_while_they_start(
+    options: list[str], tmp_path: Path
+) -> None:
+    child = Child(["--run", str(tmp_path), *options, "--processes", "2"])
+    try:
+        deadline = time.monotonic() + 120
+        while len(started := list(workers(child._process.pid).values())) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(child._process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60  # their imports
+        while not all(map(gone, started)):
+            assert time.monotonic() < deadline, "a process is left behind"
+            time.sleep(0.05)
+        assert "the agent has ended" in (child.end(), child.last_words())[1]
+    finally:
+        child.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_agents_are_two_machines(options: list[str], tmp_path: Path) -> None:

@@ -1,11 +1,23 @@
 """The tree of sums, whose order does not depend on how many processes add which part."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.distributed import HashStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
-from job.machine.processes import ALONE
+from job.machine.processes import ALONE, Group, Work
+from job.network.wide_resnet import wide_resnet
+from job.phases import Cycle
+from job.recipe import Recipe
 from job.train.exchange import Bucket, ShardedStep, Subtree, tree_sum
+from job.train.loader import Batch, Plan, TrainingBatches
+from job.train.trainer import Trainer
+from tests.train.test_trainer import assert_same_bits, batches
 
 
 def numbers(count: int) -> list[torch.Tensor]:
@@ -78,3 +90,58 @@ def test_a_step_has_the_mean_gradient_and_the_mean_statistics_of_shards_that_sta
     assert torch.equal(mean, (statistics[0][0] + statistics[1][0]) / 2)
     assert torch.equal(variance, (statistics[0][1] + statistics[1][1]) / 2)
     assert count == 1  # of steps
+
+
+SHARDS, STEPS, CLASSES = 4, 4, 7
+FP16 = Recipe(depth=10, width=1, cycles=(Cycle(1, 5e-3),), batch_size=4, precision="fp16", shards=SHARDS)
+OVERFLOWING = 1 * SHARDS + 3  # the last shard of the second step
+
+
+class Threads(Group):
+    """Threads of this process, linked by gloo as processes are."""
+
+    def __init__(self, store: HashStore, rank: int, count: int) -> None:
+        super().__init__(rank, count)
+        self.gloo: Any = ProcessGroupGloo(store, rank, count, timedelta(seconds=30))
+
+    def all_to_all(self, received: torch.Tensor, sent: torch.Tensor) -> Work:
+        return Work(self.gloo.alltoall_base(received, sent, [], []))
+
+    def all_gather(self, received: torch.Tensor, sent: torch.Tensor) -> Work:
+        return Work(self.gloo._allgather_base(received, sent))
+
+
+class Overflowing(TrainingBatches):
+    """Batches of which one shard has gradients that are too large for fp16."""
+
+    def batch(self, plan: Plan, row: int) -> Batch:
+        images, targets = super().batch(plan, row)
+        return images, targets * 1e20 if row == OVERFLOWING else targets
+
+
+def trained(group: Group, own: Sequence[int]) -> Trainer:
+    """Train an epoch of one process's shards."""
+    normal = batches(FP16)
+    loader = Overflowing(normal.images, CLASSES, normal.normalise, FP16, own)
+    with torch.random.fork_rng():
+        torch.manual_seed(22)
+        network = wide_resnet(10, 1, CLASSES).to(memory_format=torch.channels_last)
+    trainer = Trainer(network, loader, FP16, lambda: None, group=group)
+    trainer.train_epoch()
+    return trainer
+
+
+def test_an_overflow_in_one_shard_leaves_the_step_out_in_all_processes() -> None:
+    store = HashStore()
+
+    def train(rank: int, count: int) -> Trainer:
+        group = Threads(store, rank, count) if count > 1 else ALONE
+        return trained(group, group.own(SHARDS))
+
+    with ThreadPoolExecutor(2) as pool:
+        alone = pool.submit(train, 0, 1).result()
+        trainers = [alone, *pool.map(train, range(2), [2, 2])]
+    for trainer in trainers:
+        assert_same_bits(trainer, alone)
+        assert trainer.scaler.get_scale() == 65536 / 2
+        assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {STEPS - 1}

@@ -20,6 +20,7 @@ from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine import device as devices
 from job.machine.device import synchronise
 from job.machine.preemption import Preemption
+from job.machine.processes import ALONE, Group
 from job.network.wide_resnet import wide_resnet
 from job.phases import Cycle
 from job.recipe import Recipe
@@ -36,14 +37,16 @@ CLASSES = 100
 NEVER = 1e9  # seconds between checkpoints
 
 
-def batches(recipe: Recipe, device: torch.device, steps: int) -> TrainingBatches:
+def batches(
+    recipe: Recipe, device: torch.device, steps: int, own: Sequence[int] | None = None
+) -> TrainingBatches:
     """Return an epoch of `steps` steps over images of noise, which take as long as any others."""
     generator = np.random.default_rng(0)
     count = steps * recipe.batch_size
     pixels = torch.from_numpy(generator.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
     labels = torch.from_numpy(generator.integers(0, CLASSES, count))
     normalise = Normalisation(CIFAR100_MEAN, CIFAR100_STD, device)
-    return TrainingBatches(Images(pixels.to(device), labels.to(device)), CLASSES, normalise, recipe)
+    return TrainingBatches(Images(pixels.to(device), labels.to(device)), CLASSES, normalise, recipe, own)
 
 
 def default_network(recipe: Recipe, device: torch.device) -> nn.Module:
@@ -98,6 +101,7 @@ class Full:
         loader: TrainingBatches,
         recipe: Recipe,
         recorder: Callable[[], GraphRecorder] | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.attempt, self.history = attempt, History()
         self.blocked_seconds: list[float] = []
@@ -106,8 +110,8 @@ class Full:
         self._during: list[bool] = []  # whether a checkpoint was being saved during the step
         self._saving = False
         self._watch = Stopwatch(loader.device)
-        self.trainer = Trainer(model, loader, recipe, self._after_step, recorder)
-        self.checkpointing = Checkpointing(attempt, self.trainer, self.history)
+        self.trainer = Trainer(model, loader, recipe, self._after_step, recorder, group=group)
+        self.checkpointing = Checkpointing(attempt, self.trainer, self.history, group)
 
     def __call__(self) -> float:
         """Train an epoch; return images a second."""
@@ -153,8 +157,13 @@ def full(
     store: str | None = None,
     network: nn.Module | None = None,
     recorder: Callable[[], GraphRecorder] | None = None,
+    group: Group = ALONE,
+    own: Sequence[int] | None = None,
 ) -> Iterator[Full]:
-    """Make the job's loop, with the run in `store` or a temporary folder; `network` replaces the recipe's."""
+    """Make the job's loop, with the run in `store` or a temporary folder; `network` replaces the recipe's.
+
+    It computes its `own` shards of a step, by default all, and exchanges them with the others of `group`.
+    """
     recipe = replace(recipe, cycles=(Cycle(100_000, 5e-3),))
     with tempfile.TemporaryDirectory(prefix="micronet-bench-") as folder:
         run = Run.open(open_store(store or folder), recipe)
@@ -162,6 +171,6 @@ def full(
         model = network or default_network(recipe, device)
         machine = devices.machine(device)
         with Attempt.claim(run, model, machine, settings, Path(folder), Preemption(30)) as attempt:
-            subject = Full(attempt, model, batches(recipe, device, steps), recipe, recorder)
+            subject = Full(attempt, model, batches(recipe, device, steps, own), recipe, recorder, group)
             with subject.checkpointing.running():
                 yield subject

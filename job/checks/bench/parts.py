@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from job import events
+from job.checks.bench import parallel
 from job.checks.bench.loops import CLASSES, Bare, batches, full
 from job.checks.bench.results import (
     AugmentationFigures,
@@ -20,6 +21,7 @@ from job.checks.bench.results import (
     DeterminismFigures,
     HostFigures,
     LoopFigures,
+    ParallelFigures,
     Results,
 )
 from job.checks.bench.stock import apart, event_learner, fastai_augmentation, images
@@ -36,6 +38,7 @@ from job.checks.bench.timing import (
 )
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine import device as devices
+from job.machine import launch
 from job.recipe import Recipe
 from job.train.loader import TrainingBatches
 from job.train.step import CudaRecorder, Gradients, Precision, loss_scaler
@@ -195,6 +198,12 @@ class Bench:
             "blocked_seconds": spread(saving.blocked_seconds),
             "copy_seconds": spread(copies),
         }
+
+    def parallel(self) -> ParallelFigures:
+        """Compare numbers of shards in one process, and several processes with one; model several GPUs."""
+        processes = launch.resolve(launch.AUTO, parallel.SHARED, self.device.type)
+        steps = self._steps(self.seconds)
+        return parallel.compare(self.recipe, self.device, steps, self.rounds, processes)
 
     def _steps(self, seconds: float, most: int = MOST_STEPS) -> int:
         """Return how many steps of the bare loop take about `seconds`."""

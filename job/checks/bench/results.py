@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Required, TypedDict
 
+from job.checks.bench.links import Modelled
 from job.checks.bench.timing import Spread, SpreadWithMean
 
 
@@ -52,6 +53,24 @@ class CheckpointFigures(TypedDict):
     copy_seconds: Spread
 
 
+class ParallelFigures(TypedDict):
+    """Shards in one process, several processes at 4 shards, and a model of several GPUs.
+
+    By the number of processes: their speed to one's, the share of a step that the exchange adds, the exchange
+    by itself, and the bytes that a process sends in a step.
+    """
+
+    steps: int
+    images_per_second: dict[str, Spread]
+    shards_to_one: dict[str, SpreadWithMean]
+    processes_to_one: dict[str, SpreadWithMean]
+    exchange_share: dict[str, SpreadWithMean]
+    exchange_seconds: dict[str, Spread]
+    sent_bytes: dict[str, float]
+    gradient_bytes: int
+    model: list[Modelled]
+
+
 class Settings(TypedDict):
     """The settings of the recipe that change its speed."""
 
@@ -73,6 +92,7 @@ class Results(TypedDict, total=False):
     host: HostFigures
     determinism: DeterminismFigures
     checkpoints: CheckpointFigures
+    parallel: ParallelFigures
 
 
 INDENT, FIGURE_WIDTH = 13, 56
@@ -98,6 +118,8 @@ def lines(results: Results) -> list[str]:
         shown += _part("determinism", _determinism(results["determinism"]))
     if "host" in results:
         shown += _part("host", _host(results["host"]))
+    if "parallel" in results:
+        shown += _part("parallel", _parallel(results["parallel"]))
     return shown
 
 
@@ -160,6 +182,36 @@ def _host(host: HostFigures) -> list[str]:
     meanings = {"job": "host time of a step besides its operators", "fastai": "the same in fastai's own loop"}
     spreads = {name: _mean_in_ms(host["overhead_seconds"][name]) for name in meanings}
     return [_row(f"{name:<12}{_with_mean(spreads[name])} ms a step", meanings[name]) for name in meanings]
+
+
+def _parallel(parallel: ParallelFigures) -> list[str]:
+    rates, size = parallel["images_per_second"], parallel["gradient_bytes"]
+    rows = [_rate(name, rates, "the job's loop; several processes have 4 shards") for name in rates]
+    for count, cost in parallel["shards_to_one"].items():
+        rows.append(_ratio(f"{count} shards / 1", cost, "1: shards cost nothing"))
+    for count, gain in parallel["processes_to_one"].items():
+        sent, alone = parallel["sent_bytes"][count], _in_ms(parallel["exchange_seconds"][count])
+        several = f"{count} processes"
+        rows += [
+            _ratio(f"{several} / 1", gain, f"at 4 shards; {count}: the exchange costs nothing"),
+            _ratio(
+                f"{several}, share", parallel["exchange_share"][count], "of a step that the exchange adds"
+            ),
+            _row(f"{several + ', alone':<20}{_spread(alone, '.1f')} ms", "the exchange by itself"),
+            f"{several} send {sent / 1e6:.2f} MB a step each, {sent / size:.3f} times the gradients' bytes",
+        ]
+    rows.append(
+        "modelled from this device's step at 4 shards; the assumptions are in job/checks/bench/links.py"
+    )
+    return rows + [_modelled(row) for row in parallel["model"]]
+
+
+def _modelled(row: Modelled) -> str:
+    exchange, exposed = row["exchange_seconds"] * 1e3, row["exposed_seconds"] * 1e3
+    here = row["measured_to_modelled"]
+    measured = "" if here is None else f", {here:.3f} of it measured"
+    rate = f"{row['processes']} GPUs, {row['link']:<14}{row['images_per_second']:>10,.0f} images/s{measured}"
+    return _row(rate, f"exchange {exchange:.2f} ms, {exposed:.2f} ms of it not hidden")
 
 
 def _rate(name: str, rates: dict[str, Spread], meaning: str) -> str:

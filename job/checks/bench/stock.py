@@ -6,9 +6,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
-from multiprocessing import get_context, set_start_method
+from multiprocessing import set_start_method
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from job.checks.bench.apart import Apart, answer
 from job.data.cifar import CIFAR100_MEAN, CIFAR100_STD
 from job.machine.device import synchronise
 from job.network.wide_resnet import wide_resnet
@@ -113,39 +114,20 @@ class Stock:
 
 @contextmanager
 def apart(recipe: Recipe, device: torch.device, folder: Path) -> Iterator[Callable[[], float]]:
-    """Run stock fastai in another process, which has none of this one's settings for speed and bits.
+    """Run stock fastai in another process; yield a function that returns images a second."""
+    with closing(Apart("stock fastai", _serve, recipe, device, folder)) as process:
 
-    Yields a function that returns images a second.
-    """
-    context = get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, recipe, device, folder))
-    process.start()
-    there.close()
+        def measure() -> float:
+            process.ask()
+            return process.answer()
 
-    def measure() -> float:
-        try:
-            here.send(None)
-            return float(here.recv())
-        except (EOFError, BrokenPipeError):
-            raise RuntimeError("the process of stock fastai has ended: its error is above") from None
-
-    try:
         yield measure
-    finally:
-        here.close()
-        process.join()
 
 
 def _serve(requests: Connection, recipe: Recipe, device: torch.device, folder: Path) -> None:
-    """Measure once for each request, until the other end of the pipe is closed."""
     # As in a user's process: a spawned one spawns its workers too, each of which imports fastai for seconds.
     set_start_method("fork", force=True)
-    stock = Stock(recipe, device, folder)
-    with suppress(EOFError):
-        while True:
-            requests.recv()
-            requests.send(stock())
+    answer(requests, {"": Stock(recipe, device, folder)})
 
 
 def fastai_augmentation() -> Callable[[torch.Tensor], object]:
