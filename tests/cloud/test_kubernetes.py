@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from kubernetes.config import kube_config
 
 from job.cloud import kubernetes
+from job.cloud.submission import training
 from job.errors import JobError
 from tests.cloud.documents import (
     IMAGE,
@@ -173,6 +175,31 @@ def test_a_pod_asks_for_what_it_was_told_to() -> None:
         "requests": {"cpu": "500m", "memory": "4Gi"},
         "limits": {"memory": "4Gi", "nvidia.com/mig-1g.10gb": "1"},
     }
+
+
+def test_several_gpus_take_as_many_shares_of_their_node() -> None:
+    plain = {field.name: None for field in fields(kubernetes.PodSettings)}
+    settings = kubernetes.PodSettings(
+        **{**plain, "node_selector": (), "toleration": (), "gpu": "nvidia.com/gpu"}  # type: ignore[arg-type]
+    )
+    submission = training("s3://my-bucket/runs/first", {"shards": 4}, gpus=4)
+    submission = replace(submission, grace_seconds=30, timeout_seconds=60)
+
+    def spec(settings: kubernetes.PodSettings) -> dict[str, Any]:
+        manifest = kubernetes.manifest(submission, IMAGE, settings)
+        kubernetes_validate.validate(manifest, OLDEST, strict=True)
+        return manifest["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+    (container,) = spec(settings)["containers"]
+    assert container["args"][-2:] == ["--processes", "4"]
+    assert container["resources"] == {
+        "requests": {"cpu": "12", "memory": "48Gi"},
+        "limits": {"memory": "48Gi", "nvidia.com/gpu": "4"},
+    }
+    memory = {"medium": "Memory", "sizeLimit": "4096Mi"}
+    assert {"name": "shared-memory", "emptyDir": memory} in spec(settings)["volumes"]
+    (container,) = spec(replace(settings, cpu="8", memory="20Gi"))["containers"]
+    assert container["resources"]["requests"] == {"cpu": "8", "memory": "20Gi"}
 
 
 def test_a_cluster_queue_covers_what_a_pod_requests() -> None:
