@@ -23,7 +23,7 @@ while kill -0 "$agent" 2>/dev/null; do # a trap has interrupted `wait`
 done
 trap '' TERM
 
-found=$(cat "$codes"/* 2>/dev/null)
+found=$(cat "$codes"/* 2>/dev/null | sed 's/^143$/75/') # SIGTERM before a process could answer it
 for code in 76 77 78 65 2 1; do # what another attempt would end with too
   if echo "$found" | grep -qx "$code"; then exit "$code"; fi
 done

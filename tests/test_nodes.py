@@ -64,6 +64,7 @@ def ended(folder: Path, codes: str, agent: int) -> int:
         ("1 77", 1, 77),
         ("77 76", 1, 76),
         ("74 139", 1, 139),
+        ("143 0", 1, 75),
         ("", 1, 74),  # the machines did not meet
         ("", 0, 74),
         ("0 0", 1, 74),
