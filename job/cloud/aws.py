@@ -15,6 +15,9 @@ from job.store.s3_client import NO_CREDENTIALS, UNREACHABLE
 ATTEMPTS = 10
 """The most that AWS Batch allows."""
 
+VCPUS, MEMORY_MIB = 4, 13312
+"""For each GPU of several; the defaults of infra/aws/micronet.yaml, which fit any machine of several GPUs."""
+
 HOST_LOST = "Host EC2*"
 """How AWS Batch's status reason begins when the instance is gone, interrupted or broken:
 https://aws.amazon.com/blogs/compute/introducing-retry-strategies-for-aws-batch/."""
@@ -24,7 +27,7 @@ _REFUSED = ("AccessDenied", "ExpiredToken", "InvalidClientTokenId", "SignatureDo
 
 
 def request(submission: Submission, queue: str, definition: str) -> dict[str, Any]:
-    """Return the SubmitJob request; image, GPU and unset times come from the job definition."""
+    """Return the SubmitJob request; image, a single GPU and unset times come from the job definition."""
     variables = [{"name": name, "value": value} for name, value in submission.environment.items()]
     document: dict[str, Any] = {
         "jobName": submission.name,
@@ -33,6 +36,12 @@ def request(submission: Submission, queue: str, definition: str) -> dict[str, An
         "containerOverrides": {"command": list(submission.arguments), "environment": variables},
         "retryStrategy": retry_strategy(),
     }
+    if submission.gpus > 1:
+        document["containerOverrides"]["resourceRequirements"] = [
+            {"type": "GPU", "value": str(submission.gpus)},
+            {"type": "VCPU", "value": str(VCPUS * submission.gpus)},
+            {"type": "MEMORY", "value": str(MEMORY_MIB * submission.gpus)},
+        ]
     if submission.seeds is not None:
         document["arrayProperties"] = {"size": submission.seeds}
     if submission.timeout_seconds is not None:

@@ -27,7 +27,17 @@ HOST_LOST = (50001, 50002, 50003, 50004, 50006)
 limit, is not retried: https://cloud.google.com/batch/docs/troubleshooting#reserved-exit-codes."""
 
 CPU_MILLI, MEMORY_MIB = 3500, 12288
-"""Of the 4 vCPU and 16 GiB of the smallest machine with an L4."""
+"""For each GPU: of the 4 vCPU and 16 GiB of the smallest machine with an L4."""
+
+MACHINE_TYPES = {1: "g2-standard-4", 2: "g2-standard-24", 4: "g2-standard-48", 8: "g2-standard-96"}
+"""The smallest machine with so many L4s."""
+
+COUNTS = {
+    "g2-standard": {24: 2, 48: 4, 96: 8},
+    "g4-standard": {96: 2, 192: 4, 384: 8},
+}
+"""GPUs of the machine types with several whose names do not end with their number, by their vCPUs:
+https://cloud.google.com/compute/docs/gpus."""
 
 GPUS = {
     "g2-": "nvidia-l4",
@@ -50,25 +60,51 @@ _ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH"
 
 @dataclass(frozen=True)
 class Machine:
-    """The kind of VM: its machine type, the GPU added to it, and the driver that Batch is to install."""
+    """The kind of VM: its machine type, the GPU added to it, and the driver that Batch is to install.
 
-    type: str
+    A `type` of None is the smallest of MACHINE_TYPES that has the GPUs.
+    """
+
+    type: str | None = None
     accelerator: str | None = None
     driver: str | None = None
 
-    def policy(self) -> dict[str, Any]:
-        """Return the fields of the instance policy. Raises UsageError for a driver of an unknown GPU."""
+    def policy(self, gpus: int) -> dict[str, Any]:
+        """Return the fields of the instance policy for `gpus` GPUs, 0 where a processor trains.
+
+        Raises UsageError for a driver of an unknown GPU, and for a machine type of another number of GPUs.
+        """
+        machine_type = self.type or MACHINE_TYPES.get(max(1, gpus))
+        if machine_type is None:
+            raise UsageError(f"--gpus {gpus}: no G2 machine has so many", "Name another with --machine-type")
+        count = gpus_of(machine_type)
+        if gpus and count not in (None, gpus):
+            raise UsageError(
+                f"--machine-type {machine_type} has {count} GPUs and --gpus is {gpus}",
+                f"Give --gpus {count}, or a machine type with {gpus}",
+            )
         if not (self.accelerator or self.driver):
-            return {"machineType": self.type}
+            return {"machineType": machine_type}
         gpu = self.accelerator or next(
-            (gpu for prefix, gpu in GPUS.items() if self.type.startswith(prefix)), None
+            (gpu for prefix, gpu in GPUS.items() if machine_type.startswith(prefix)), None
         )
         if gpu is None:
             raise UsageError(
-                f"--driver: the GPU of {self.type} is not known here", "Name it with --accelerator"
+                f"--driver: the GPU of {machine_type} is not known here", "Name it with --accelerator"
             )
-        accelerator = {"type": gpu, "count": 1} | ({"driverVersion": self.driver} if self.driver else {})
-        return {"machineType": self.type, "accelerators": [accelerator]}
+        accelerator = {"type": gpu, "count": max(1, gpus)}
+        accelerator |= {"driverVersion": self.driver} if self.driver else {}
+        return {"machineType": machine_type, "accelerators": [accelerator]}
+
+
+def gpus_of(machine_type: str) -> int | None:
+    """Return how many GPUs a machine type has of its own; None where its name does not say."""
+    family, _, size = machine_type.rpartition("-")
+    if size.endswith("g") and size[:-1].isdecimal():  # a3-highgpu-8g
+        return int(size[:-1])
+    if family in COUNTS and size.isdecimal():
+        return COUNTS[family].get(int(size), 1)
+    return None
 
 
 def document(
@@ -80,25 +116,26 @@ def document(
     secret_variables: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the job; `secret_variables` maps names to versions in the Secret Manager."""
+    share = max(1, submission.gpus)
     container = {
         "imageUri": image,
         "commands": list(submission.arguments),
         # Batch adds what the GPU needs: https://github.com/GoogleCloudPlatform/batch-samples/issues/18
-        "options": f"--read-only --tmpfs=/tmp --shm-size={SHARED_MEMORY_MIB}m --cap-drop=ALL "
+        "options": f"--read-only --tmpfs=/tmp --shm-size={SHARED_MEMORY_MIB * share}m --cap-drop=ALL "
         "--security-opt=no-new-privileges",
     }
     spec = {
         "runnables": [{"container": container}],
         "environment": {"variables": dict(submission.environment), "secretVariables": dict(secret_variables)},
-        "computeResource": {"cpuMilli": CPU_MILLI, "memoryMib": MEMORY_MIB},
+        "computeResource": {"cpuMilli": CPU_MILLI * share, "memoryMib": MEMORY_MIB * share},
         "maxRunDuration": f"{submission.timeout_seconds}s",
         "maxRetryCount": RETRIES,
         "lifecyclePolicies": lifecycle_policies(),
     }
     instance = {
-        "installGpuDrivers": submission.gpu,
+        "installGpuDrivers": submission.gpus > 0,
         "policy": {
-            **machine.policy(),
+            **machine.policy(submission.gpus),
             "provisioningModel": "SPOT",
             "bootDisk": {"sizeGb": DISK_GB},
         },

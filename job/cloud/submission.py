@@ -15,10 +15,14 @@ CACHE = "/data"
 """The image's folder for unpacked data."""
 
 SHARED_MEMORY_MIB = 1024
-"""Of /dev/shm, where a container gets 64 MiB by itself: https://github.com/pytorch/pytorch/issues/5040."""
+"""Of /dev/shm for each GPU. A container gets 64 MiB by itself; NCCL's documentation recommends 1 GiB:
+https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting/runtime_and_mpi_issues.html."""
 
 ARRAY_SIZE = "MICRONET_ARRAY"
 """Set by `submit --array` and infra/slurm; the schedulers set their own variables for other jobs too."""
+
+PROCESSES = "MICRONET_PROCESSES"
+"""The variable of `train --processes`, by which --env gives another number than that of the GPUs."""
 
 ARRAY_INDICES = (
     "AWS_BATCH_JOB_ARRAY_INDEX",
@@ -44,7 +48,7 @@ class Submission:
     run: str  # s3:// or gs:// address; of an array, the prefix its runs are under
     arguments: tuple[str, ...]  # of the image's entry point
     environment: Mapping[str, str]
-    gpu: bool
+    gpus: int  # of one machine; 0 where a processor trains
     seeds: int | None
     grace_seconds: int | None
     timeout_seconds: int | None
@@ -60,6 +64,7 @@ def training(
     start: str | None = None,
     teacher: str | None = None,
     device: str = "auto",
+    gpus: int = 1,
     seeds: int | None = None,
     grace_seconds: int | None = None,
     timeout_seconds: int | None = None,
@@ -69,15 +74,20 @@ def training(
     """Return the submission that trains at `run`, with the fields of `recipe` in place of the named one's.
 
     A grace or a timeout of None is left to the scheduler's job definition. Raises UsageError for a run
-    outside a bucket, an image without digest, and a secret in `variables` or `data`.
+    outside a bucket, an image without digest, a secret in `variables` or `data`, and GPUs that the recipe's
+    shards cannot be divided among.
     """
     variables = dict(variables or {})
     _check(run, image, variables, data)
+    processes = gpus > 1 and PROCESSES not in variables
+    if processes:
+        _check_gpus(gpus, device, recipe.get("shards", 1))
     arguments = ["train", "--run", run, "--cache", CACHE, "--device", device, *recipe_arguments(recipe)]
     arguments += [part for source in data for part in ("--data", source)]
     arguments += ["--demo"] if demo else []
     for option, value in (("--recipe", named), ("--from", start), ("--teacher", teacher)):
         arguments += [option, value] if value else []
+    arguments += ["--processes", str(gpus)] if processes else []
     arguments += [] if grace_seconds is None else ["--grace", str(grace_seconds)]
     environment = {"MICRONET_LOG_FORMAT": "json"}
     environment |= {} if image is None else {"MICRONET_IMAGE": image}
@@ -87,7 +97,7 @@ def training(
         run=run,
         arguments=tuple(arguments),
         environment=environment | variables,
-        gpu=device != "cpu",
+        gpus=0 if device == "cpu" else gpus,
         seeds=seeds,
         grace_seconds=grace_seconds,
         timeout_seconds=timeout_seconds,
@@ -156,6 +166,17 @@ def _check(run: str, image: str | None, variables: Mapping[str, str], data: Sequ
                 f"--data {redact(address)}: whoever may read the job could read its credentials",
                 "Name an address without them, or give it as MICRONET_DATA with --secret",
             )
+
+
+def _check_gpus(gpus: int, device: str, shards: int) -> None:
+    if device not in ("auto", "cuda"):
+        raise UsageError(f"--gpus {gpus}: --device {device} uses one at most", "Leave --device out")
+    if shards % gpus:
+        raise UsageError(
+            f"--gpus {gpus}: a recipe with --shards {shards} cannot be divided among {gpus} processes",
+            "Give --shards, a power of two that --gpus divides, such as --shards 8 for 2, 4 or 8 GPUs; it is "
+            "part of the recipe",
+        )
 
 
 def _name(run: str) -> str:

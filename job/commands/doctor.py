@@ -80,6 +80,7 @@ def doctor(
         DataSettings(sources(data, demo), cache),
         DeviceSettings(chosen_device(device, gpu_required=not demo)),
     )
+    # With --processes: examine(recipe, placement, place(store_cache, run), recipe.shards, processes)
     findings = examine(recipe, placement, place(store_cache, run))
     code = exit_code(findings)
     if as_json:

@@ -54,6 +54,13 @@ def task_options(own_bounds: bool) -> Callable[[Command], Command]:
             Placement, "run", required=True, help="s3://bucket/prefix or gs://bucket/prefix of the run."
         ),
         option(
+            "--gpus",
+            type=click.IntRange(min=1),
+            default=1,
+            metavar="N",
+            help="GPUs of one machine, which share the recipe's --shards: train --processes N.",
+        ),
+        option(
             "--array",
             type=click.IntRange(2, ARRAY_MAX),
             metavar="N",
@@ -104,7 +111,7 @@ account_option = option("--service-account", metavar="NAME", help="Service accou
 def aws(context: click.Context, /, queue: str, definition: str, dry_run: bool, **values: Any) -> None:
     """Submit to AWS Batch, to the stack of infra/aws/micronet.yaml.
 
-    Image and GPU come from the job definition, as do grace and timeout unless they are given.
+    Image and a single GPU come from the job definition, as do grace and timeout unless they are given.
     """
     from job.cloud import aws as batch
 
@@ -121,8 +128,10 @@ def aws(context: click.Context, /, queue: str, definition: str, dry_run: bool, *
 @image_option
 @option("--project", required=True, help="Google Cloud project.")
 @option("--region", required=True, help="Region of the machines, such as us-central1.")
-@option("--machine-type", default="g2-standard-4", help="Machine, with its GPU.")
-@option("--accelerator", metavar="TYPE", help="GPU of a machine type that has none of its own.")
+@option(
+    "--machine-type", metavar="TYPE", help="Machine, with its GPUs. Default: the smallest with --gpus L4s."
+)
+@option("--accelerator", metavar="TYPE", help="GPU added to a machine type that has none of its own.")
 @option("--driver", metavar="VERSION", help="NVIDIA driver to install. Default: that of Batch's image.")
 @account_option
 @option(
@@ -139,7 +148,7 @@ def gcp(
     image: str,
     project: str,
     region: str,
-    machine_type: str,
+    machine_type: str | None,
     accelerator: str | None,
     driver: str | None,
     service_account: str | None,
@@ -176,9 +185,12 @@ def gcp(
 )
 @option("--runtime-class", metavar="NAME", help="Runtime class, such as nvidia on k3s.")
 @option("--priority-class", metavar="NAME", help="Priority class.")
-# What a node's own programs leave of 4 vCPU and 16 GiB.
-@option("--cpu", default="3", metavar="QUANTITY", help="Processors to request.")
-@option("--memory", default="12Gi", metavar="QUANTITY", help="Memory to request, which is also the limit.")
+@option("--cpu", metavar="QUANTITY", help="Processors to request. Default: 3 for each GPU.")
+@option(
+    "--memory",
+    metavar="QUANTITY",
+    help="Memory to request, which is also the limit. Default: 12Gi for each GPU.",
+)
 @option(
     "--gpu", default="nvidia.com/gpu", metavar="RESOURCE", help="The resource that is one GPU or a slice."
 )
@@ -203,6 +215,7 @@ def _submission(
     image: str | None = None,
     *,
     run: str,
+    gpus: int,
     array: int | None,
     grace: float | None,
     timeout: float | None,
@@ -232,6 +245,7 @@ def _submission(
         start=start,
         teacher=teacher,
         device=device,
+        gpus=gpus,
         seeds=array,
         grace_seconds=_whole(grace),
         timeout_seconds=_whole(timeout),

@@ -1,4 +1,4 @@
-"""A Slurm cluster of one node: real munged, slurmctld and slurmd on loopback, their files in one folder."""
+"""A Slurm cluster of two nodes: real munged, slurmctld and slurmds on loopback, their files in one folder."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sb
 
 START_SECONDS, JOB_SECONDS = 30, 400
 
+NODES = ("one", "two")
+
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
+"""What stands for a node's GPUs: Slurm counts and numbers them, and nothing here opens one."""
+
 UNFINISHED = {"PENDING", "RUNNING", "SIGNALING", "COMPLETING"}
 
 SETTINGS = """\
 ClusterName=micronet
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={node}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -41,13 +45,14 @@ MpiDefault=none
 SwitchType=switch/none
 SchedulerType=sched/builtin
 SchedulerParameters=sched_min_interval=0,sched_interval=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2
+GresTypes=gpu
+{nodes}
 PartitionName=main Nodes=ALL Default=YES
 """
 
 
 class Cluster:
-    """The three daemons. Their logs are NAME.log in `folder`."""
+    """The daemons. Their logs are NAME.log in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,14 +60,22 @@ class Cluster:
 
     def start(self) -> str:
         """Start the daemons; return why the node takes no job, with the logs' ends, or nothing."""
-        for name in ("state", "spool"):
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         key = self.folder / "key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        controller, node = free_ports(2)
+        controller, *ports = free_ports(1 + len(NODES))
+        nodes = "\n".join(
+            f"NodeName={node} NodeHostname={_host()} NodeAddr=127.0.0.1 Port={port} CPUs=2 "
+            f"Gres=gpu:{len(DEVICES)}"
+            for node, port in zip(NODES, ports, strict=True)
+        )
         (self.folder / "slurm.conf").write_text(
-            SETTINGS.format(host=_host(), folder=self.folder, controller=controller, node=node)
+            SETTINGS.format(host=_host(), folder=self.folder, controller=controller, nodes=nodes)
+        )
+        (self.folder / "gres.conf").write_text(
+            f"NodeName={','.join(NODES)} Name=gpu File={','.join(DEVICES)}\n"
         )
         munge = [f"--{name}={self.folder}/munge.{name}" for name in ("socket", "pid-file", "seed-file")]
         self._start("munged", "--foreground", "--force", f"--key-file={key}", *munge)
@@ -70,9 +83,11 @@ class Cluster:
         while not (self.folder / "munge.socket").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         self._start("slurmctld", "-D", "-i")
-        self._start("slurmd", "-D")
+        for node in NODES:
+            self._start("slurmd", "-D", "-N", node)
         while time.monotonic() < deadline:
-            if "idle" in self.call("sinfo", "--noheader", "--format=%t", check=False):
+            states = self.call("sinfo", "--noheader", "--Node", "--format=%t", check=False).split()
+            if states == ["idle"] * len(NODES):
                 return ""
             time.sleep(0.2)
         return "\n".join(line for name in PROGRAMS for line in self._log(name)[-3:])
@@ -143,7 +158,7 @@ class Cluster:
             process.wait()
 
     def _start(self, name: str, *words: str) -> None:
-        with (self.folder / f"{name}.log").open("wb") as log:
+        with (self.folder / f"{name}.log").open("ab") as log:
             environment = {**os.environ, "SLURM_CONF": f"{self.folder}/slurm.conf"}
             process = subprocess.Popen([name, *words], stdout=log, stderr=log, env=environment)
         self._processes.append(process)

@@ -12,7 +12,7 @@ import boto3
 import pytest
 
 from job.cloud import aws
-from job.cloud.submission import training
+from job.cloud.submission import SHARED_MEMORY_MIB, training
 from job.errors import JobError
 from tests.cloud.documents import (
     IMAGE,
@@ -93,7 +93,7 @@ def test_the_stack_has_a_job_definition_for_the_image(moto: Moto, stack: dict[st
     assert container["image"] == IMAGE
     assert container["readonlyRootFilesystem"]
     assert not container["privileged"]
-    assert container["linuxParameters"]["sharedMemorySize"] == 1024
+    assert container["linuxParameters"]["sharedMemorySize"] == 8 * SHARED_MEMORY_MIB
     assert {"type": "GPU", "value": "1"} in container["resourceRequirements"]
     assert container["logConfiguration"]["options"]["awslogs-group"] == stack["Logs"]
     (group,) = moto.client("logs").describe_log_groups(logGroupNamePrefix=stack["Logs"])["logGroups"]
@@ -251,6 +251,26 @@ def test_the_request() -> None:
     assert overrides["command"][-2:] == ["--grace", "45"]
     assert {"name": "MICRONET_ARRAY", "value": "3"} in overrides["environment"]
     assert "timeout" not in json.loads(rendered("aws", "--run", RUN))
+
+
+def test_several_gpus_take_as_many_shares_of_their_machine(
+    moto: Moto, stack: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surround(monkeypatch, **moto.environment())
+    four = aws.request(training(RUN, {"shards": 4}, gpus=4), stack["Queue"], stack["Definition"])
+    assert {"type": "GPU", "value": "4"} in four["containerOverrides"]["resourceRequirements"]
+    job_id, _ = aws.submit(four)
+    (job,) = moto.client("batch").describe_jobs(jobs=[job_id])["jobs"]
+    assert job["container"]["command"][-2:] == ["--processes", "4"]
+    asked = {item["type"]: int(item["value"]) for item in four["containerOverrides"]["resourceRequirements"]}
+    parameters = aws_template()["Parameters"]
+    assert asked == {
+        "GPU": 4,
+        "VCPU": 4 * parameters["Vcpus"]["Default"],
+        "MEMORY": 4 * parameters["Memory"]["Default"],
+    }
+    one = aws.request(training(RUN, {"shards": 4}), "micronet", "micronet")
+    assert "resourceRequirements" not in one["containerOverrides"]
 
 
 def test_no_such_queue_and_no_such_definition(

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud import batch_v1
 
 from job.cloud import google
-from job.errors import JobError, MachineError, PermissionRefusedError
+from job.cloud.submission import training
+from job.errors import JobError, MachineError, PermissionRefusedError, UsageError
 from tests.cloud.documents import (
     IMAGE,
     INFRA,
@@ -85,6 +86,51 @@ def test_a_driver_and_a_gpu_are_named() -> None:
         "n1-standard-4",
         [{"type": "nvidia-tesla-t4", "count": 1}],
     )
+
+
+def several(gpus: int, *machine: str | None) -> dict[str, Any]:
+    """Return a job on so many GPUs; `machine` are the fields of google.Machine."""
+    submission = training("s3://my-bucket/runs/first", {"shards": 8}, gpus=gpus, timeout_seconds=60)
+    job = google.document(submission, IMAGE, "us-central1", google.Machine(*machine), None, {})
+    batch_v1.Job.from_json(json.dumps(job), ignore_unknown_fields=False)
+    return job
+
+
+def test_several_gpus_take_as_many_shares_of_their_machine() -> None:
+    (group,) = several(4)["taskGroups"]
+    spec = group["taskSpec"]
+    assert spec["computeResource"] == {"cpuMilli": 14000, "memoryMib": 49152}
+    (runnable,) = spec["runnables"]
+    assert "--shm-size=4096m" in runnable["container"]["options"]
+    assert runnable["container"]["commands"][-2:] == ["--processes", "4"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machine", "policy"),
+    [
+        (2, (), ("g2-standard-24", None)),
+        (8, (), ("g2-standard-96", None)),
+        (8, ("a3-megagpu-8g", None, "580.95.05"), ("a3-megagpu-8g", ("nvidia-h100-mega-80gb", 8))),
+        (4, ("n1-standard-16", "nvidia-tesla-t4"), ("n1-standard-16", ("nvidia-tesla-t4", 4))),
+        (4, ("g4-standard-192",), ("g4-standard-192", None)),
+    ],
+)
+def test_the_machine_has_the_gpus(
+    gpus: int, machine: tuple[str | None, ...], policy: tuple[str, tuple[str, int] | None]
+) -> None:
+    found = several(gpus, *machine)["allocationPolicy"]["instances"][0]["policy"]
+    gpu = next(((one["type"], one["count"]) for one in found.get("accelerators", [])), None)
+    assert (found["machineType"], gpu) == policy
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machine", "has"),
+    [(1, "a3-megagpu-8g", 8), (4, "g2-standard-4", 1), (2, "g2-standard-96", 8), (8, "a2-highgpu-4g", 4)],
+)
+def test_a_machine_of_other_gpus_is_refused(gpus: int, machine: str, has: int) -> None:
+    with pytest.raises(UsageError, match=f"{machine} has {has} GPUs and --gpus is {gpus}") as caught:
+        several(gpus, machine)
+    assert f"--gpus {has}" in caught.value.fix
 
 
 def test_a_driver_for_an_unknown_gpu_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from kubernetes.config import kube_config
 
 from job.cloud import kubernetes
+from job.cloud.submission import training
 from job.errors import JobError
 from tests.cloud.documents import (
     IMAGE,
@@ -173,6 +175,82 @@ def test_a_pod_asks_for_what_it_was_told_to() -> None:
         "requests": {"cpu": "500m", "memory": "4Gi"},
         "limits": {"memory": "4Gi", "nvidia.com/mig-1g.10gb": "1"},
     }
+
+
+def test_several_gpus_take_as_many_shares_of_their_node() -> None:
+    plain = {field.name: None for field in fields(kubernetes.PodSettings)}
+    settings = kubernetes.PodSettings(
+        **{**plain, "node_selector": (), "toleration": (), "gpu": "nvidia.com/gpu"}  # type: ignore[arg-type]
+    )
+    submission = training("s3://my-bucket/runs/first", {"shards": 4}, gpus=4)
+    submission = replace(submission, grace_seconds=30, timeout_seconds=60)
+
+    def spec(settings: kubernetes.PodSettings) -> dict[str, Any]:
+        manifest = kubernetes.manifest(submission, IMAGE, settings)
+        kubernetes_validate.validate(manifest, OLDEST, strict=True)
+        return manifest["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+    (container,) = spec(settings)["containers"]
+    assert container["args"][-2:] == ["--processes", "4"]
+    assert container["resources"] == {
+        "requests": {"cpu": "12", "memory": "48Gi"},
+        "limits": {"memory": "48Gi", "nvidia.com/gpu": "4"},
+    }
+    memory = {"medium": "Memory", "sizeLimit": "4096Mi"}
+    assert {"name": "shared-memory", "emptyDir": memory} in spec(settings)["volumes"]
+    (container,) = spec(replace(settings, cpu="8", memory="20Gi"))["containers"]
+    assert container["resources"]["requests"] == {"cpu": "8", "memory": "20Gi"}
+
+
+def several_nodes() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the Service and the Job of a training on several nodes."""
+    service, job = yaml.safe_load_all((INFRA / "kubernetes/nodes.yaml").read_text())
+    return service, job
+
+
+def test_the_documents_for_several_nodes_validate_strictly() -> None:
+    for document in several_nodes():
+        for version in (OLDEST, kubernetes_validate.latest_version()):
+            kubernetes_validate.validate(document, version, strict=True)
+    service, job = several_nodes()
+    service["spec"]["publishNotReadyAddress"] = True
+    job["spec"]["successPolicy"]["rules"][0]["succeededIndexs"] = "0"
+    for document in (service, job):
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(document, OLDEST, strict=True)
+
+
+def test_several_nodes_find_each_other() -> None:
+    service, job = several_nodes()
+    name, spec = job["metadata"]["name"], job["spec"]
+    pod = spec["template"]["spec"]
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    assert pod["subdomain"] == service["metadata"]["name"]
+    (container,) = pod["containers"]
+    variables = {item["name"]: item["value"] for item in container["env"]}
+    assert variables["PET_RDZV_ENDPOINT"] == f"{name}-0.{pod['subdomain']}:29400"
+    assert (spec["completionMode"], spec["successPolicy"]["rules"]) == (
+        "Indexed",
+        [{"succeededIndexes": "0"}],
+    )
+    assert "MICRONET_ARRAY" not in variables  # the index is no seed's
+    nodes, processes = int(variables["PET_NNODES"]), int(variables["PET_NPROC_PER_NODE"])
+    assert nodes == spec["completions"] == spec["parallelism"]
+    assert str(processes) == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert int(container["args"][container["args"].index("--shards") + 1]) % (nodes * processes) == 0
+
+
+def test_several_nodes_are_retried_and_confined_as_one_is() -> None:
+    (_, several), single = several_nodes(), kubernetes_job("job")
+    for name in set(single["spec"]) - {"template", "backoffLimit"}:
+        assert several["spec"][name] == single["spec"][name], name
+    pods = [job["spec"]["template"]["spec"] for job in (several, single)]
+    containers = [pod["containers"][0] for pod in pods]
+    for name in set(pods[1]) - {"containers", "volumes"}:
+        assert pods[0][name] == pods[1][name], name
+    for name in set(containers[1]) - {"args", "env", "resources"}:
+        assert containers[0][name] == containers[1][name], name
 
 
 def test_a_cluster_queue_covers_what_a_pod_requests() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -139,6 +140,76 @@ def test_the_tasks_of_an_array_know_its_size_and_their_places(cluster: Cluster) 
     assert cluster.end(f"{array}_1", f"{array}_3") == ["COMPLETED", "COMPLETED"]
     assert (cluster.folder / "task-1").read_text() == "4  train --run runs/seeds\n"
     assert (cluster.folder / "task-3").read_text() == "4 1 train --run runs/seeds\n"
+
+
+RECORD = 'echo "$SLURMD_NODENAME: $PET_NNODES $PET_NPROC_PER_NODE ${PET_RDZV_ENDPOINT%:*} $@"'
+
+
+def test_the_gpus_of_a_node_get_a_process_each(cluster: Cluster) -> None:
+    recorder = launcher(cluster.folder / "recorder", 'echo "$CUDA_VISIBLE_DEVICES: $@"')
+    words = ("--run", "runs/large", "--shards", "8")
+    jobs = [
+        cluster.submit(SCRIPT, *words, options=[f"--gres=gpu:{gpus}"], LAUNCH=recorder) for gpus in (1, 4)
+    ]
+    assert cluster.end(*jobs) == ["COMPLETED", "COMPLETED"]
+    assert cluster.output(jobs[0]).endswith(": train --run runs/large --shards 8\n")
+    assert cluster.output(jobs[1]) == "0,1,2,3: train --processes 4 --run runs/large --shards 8\n"
+
+
+def test_the_tasks_of_an_array_share_a_node_s_gpus(cluster: Cluster) -> None:
+    recorder = launcher(cluster.folder / "packed", 'echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES"\nsleep 2')
+    options = ["--array=0-1", "--gres=gpu:1", "--nodelist=one"]
+    array = cluster.submit(SCRIPT, options=[*options, "--output=packed-%a.out"], LAUNCH=recorder)
+    assert cluster.end(f"{array}_0", f"{array}_1") == ["COMPLETED", "COMPLETED"]
+    found = {cluster.output(f"packed-{index}").strip() for index in range(2)}
+    assert found == {"one 0", "one 1"}
+
+
+def test_several_nodes_have_an_agent_each_and_the_same_meeting_place(cluster: Cluster) -> None:
+    recorder = launcher(cluster.folder / "agent", RECORD)
+    options = ["--nodes=2", "--gres=gpu:2"]
+    job = cluster.submit(SCRIPT, "--run", "runs/large", options=options, LAUNCH=recorder)
+    assert cluster.end(job) == ["COMPLETED"]
+    said = sorted(cluster.output(job).splitlines())
+    assert said == [f"{node}: 2 2 one train --run runs/large" for node in ("one", "two")]
+
+
+def test_a_node_that_was_preempted_requeues_the_job_and_one_that_is_refused_ends_it(cluster: Cluster) -> None:
+    script = '[ "$SLURM_RESTART_COUNT" ] || [ "$SLURMD_NODENAME" = one ] || exit'
+    ends = {code: launcher(cluster.folder / f"ends-{code}", f"{script} {code}") for code in (75, 78)}
+    jobs = [cluster.submit(SCRIPT, options=["--nodes=2"], LAUNCH=end) for end in ends.values()]
+    assert cluster.end(*jobs) == ["COMPLETED", "FAILED"]
+    assert [cluster.restarts(job) for job in jobs] == [1, 0]
+
+
+def test_every_node_hears_of_the_time_limit(cluster: Cluster) -> None:
+    first = '[ -z "$SLURM_RESTART_COUNT" ] || exit 0\ntrap \'echo "heard $SLURMD_NODENAME"; exit 75\' TERM\n'
+    patient = launcher(cluster.folder / "agents", first + 'echo "ready $SLURMD_NODENAME"\nsleep 60 & wait')
+    job = cluster.submit(SCRIPT, options=["--nodes=2"], LAUNCH=patient)
+    wait_until(lambda: cluster.output(job).count("ready") == 2)
+    cluster.call("scancel", "--batch", "--signal=TERM", job)
+    assert cluster.end(job) == ["COMPLETED"]
+    assert sorted(re.findall(r"heard \w+", cluster.output(job))) == ["heard one", "heard two"]
+    assert cluster.restarts(job) == 1
+
+
+@pytest.mark.soak
+def test_a_torchrun_on_each_node_passes_on_signal_and_code(cluster: Cluster) -> None:
+    """With nodes.sh and the real torchrun; `micronet` is a recorder."""
+    programs = cluster.folder / "programs"
+    programs.mkdir()
+    first = '[ -z "$SLURM_RESTART_COUNT" ] || exit 0\ntrap \'echo "heard $RANK"; exit 75\' TERM\n'
+    launcher(programs / "micronet", first + 'echo "ready $RANK of $WORLD_SIZE"\nsleep 200 & wait')
+    path = os.pathsep.join((str(programs), str(Path(sys.executable).parent), os.environ["PATH"]))
+    # No name server knows the nodes' names.
+    here = f'PET_RDZV_ENDPOINT=localhost:${{PET_RDZV_ENDPOINT##*:}} exec "{ROOT}/nodes.sh" "$@"'
+    launch = launcher(cluster.folder / "nodes", here)
+    job = cluster.submit(SCRIPT, options=["--nodes=2", "--gres=gpu:2"], LAUNCH=launch, PATH=path)
+    wait_until(lambda: cluster.output(job).count("of 4") == 4)
+    cluster.call("scancel", "--batch", "--signal=TERM", job)
+    assert cluster.end(job) == ["COMPLETED"], cluster.output(job)
+    assert sorted(re.findall(r"heard \d", cluster.output(job))) == [f"heard {rank}" for rank in range(4)]
+    assert cluster.restarts(job) == 1
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,48 @@ def test_train_reads_the_rest() -> None:
     }
 
 
+def test_several_gpus_get_a_process_each() -> None:
+    submission = training(RUN, {"shards": 8}, gpus=4)
+    words = list(submission.arguments)
+    assert submission.gpus == 4
+    assert words[words.index("--shards") + 1] == "8"
+    assert words[words.index("--processes") + 1] == "4"
+    single = training(RUN, {"shards": 8})
+    assert (single.gpus, training(RUN, {}, device="cpu").gpus) == (1, 0)
+    assert "--processes" not in single.arguments
+
+
+def test_a_number_of_processes_that_is_given_is_kept() -> None:
+    submission = training(RUN, {}, gpus=8, variables={"MICRONET_PROCESSES": "1"})
+    assert submission.gpus == 8
+    assert "--processes" not in submission.arguments
+
+
+@pytest.mark.parametrize(("recipe", "gpus"), [({}, 2), ({"shards": 4}, 8), ({"shards": 8}, 3)])
+def test_gpus_that_cannot_share_the_shards_are_refused(recipe: dict[str, int], gpus: int) -> None:
+    with pytest.raises(UsageError, match=f"--gpus {gpus}: .* --shards {recipe.get('shards', 1)} ") as caught:
+        training(RUN, recipe, gpus=gpus)
+    assert "--shards 8" in caught.value.fix
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_one_device_is_not_several_gpus(device: str) -> None:
+    with pytest.raises(UsageError, match=f"--gpus 2: --device {device}"):
+        training(RUN, {"shards": 2}, gpus=2, device=device)
+
+
+@pytest.mark.parametrize("scheduler", ["aws", "gcp", "kubernetes"])
+def test_several_gpus_without_shards_end_with_one_line(scheduler: str) -> None:
+    options = {
+        "aws": (),
+        "gcp": ("--image", IMAGE, "--project", "my-project", "--region", "us-central1"),
+        "kubernetes": ("--image", IMAGE),
+    }
+    error = refusal(scheduler, "--run", RUN, "--gpus", "4", *options[scheduler], "--dry-run")
+    assert error.exit_code == 2
+    assert "--gpus 4" in error.message
+
+
 def test_a_grace_left_open_is_not_passed() -> None:
     assert "--grace" not in training(RUN, {}).arguments
     assert "MICRONET_ARRAY" not in training(RUN, {}).environment

@@ -1,0 +1,173 @@
+"""Several processes on one machine: their share of the recipe, their GPUs, and how they reach each other."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from job.errors import ConfigurationError
+from job.preflight.check import Check, Finding, ok, warning
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where NCCL creates its segments
+
+SHARED_MEMORY_MIB = 1024
+"""What NCCL's documentation recommends for a container: --shm-size=1g.
+https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting/runtime_and_mpi_issues.html"""
+
+TAKEN = 0.1  # share of it that other programs may have
+
+LAST_PORT = 65535
+
+MIB, GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that this process sees: its model and its memory in bytes."""
+
+    name: str
+    memory: int
+
+    def __str__(self) -> str:
+        """Return the model with its memory."""
+        return f"{self.name} ({self.memory / GIB:.1f} GiB)"
+
+
+def checks(shards: int, processes: int, device_type: str) -> list[Check]:
+    """Return the checks of a run in `processes` processes on "cuda" or "cpu"; none for a single process.
+
+    They start no kernel. Those of the GPUs need CUDA to start, so the device's own come before them.
+    """
+    if processes == 1:
+        return []
+    found = [Check("shards", lambda: check_shards(shards, processes))]
+    if device_type == "cuda":
+        found += [
+            Check("gpus", lambda: check_gpus(processes, visible())),
+            Check("peers", lambda: describe_peers(unreachable(processes))),
+            Check("shared-memory", lambda: check_shared_memory(SHARED_MEMORY)),
+        ]
+    found.append(Check("backend", lambda: check_backend(device_type)))
+    if meets_here(os.environ):
+        address, port = (os.environ.get(f"MASTER_{name}", "") for name in ("ADDR", "PORT"))
+        found.append(Check("rendezvous", lambda: check_port(address, port)))
+    return found
+
+
+def check_shards(shards: int, processes: int) -> Finding:
+    """Check that each process gets as many shards as every other; raise ConfigurationError."""
+    if processes & (processes - 1):
+        raise ConfigurationError(f"--processes {processes} is not a power of two", "Give 1, 2, 4 or 8")
+    if shards % processes:
+        raise ConfigurationError(
+            f"a recipe with --shards {shards} cannot be divided among --processes {processes}",
+            f"Give --processes {shards} or fewer, or a new run --shards {processes}",
+        )
+    return ok("shards", f"{shards} shards, {shards // processes} for each of {processes} processes")
+
+
+def check_gpus(processes: int, gpus: Sequence[Gpu]) -> Finding:
+    """Check that there is a GPU for each process, all of one kind; raise ConfigurationError."""
+    listed = ", ".join(f"cuda:{number} {gpu}" for number, gpu in enumerate(gpus)) or "none"
+    if processes > len(gpus):
+        raise ConfigurationError(
+            f"--processes {processes} takes {processes} GPUs, and this process sees {len(gpus)}: {listed}",
+            "Give fewer processes, or give the container more GPUs",
+        )
+    used = set(gpus[:processes])
+    if len(used) > 1:
+        raise ConfigurationError(
+            f"the GPUs are not all of one kind, so a run's bits would depend on which it gets: {listed}",
+            f"Name {processes} equal ones in CUDA_VISIBLE_DEVICES, or give fewer processes",
+        )
+    return ok("gpus", f"{processes} of {len(gpus)}, each {gpus[0]}")
+
+
+def describe_peers(pairs: Sequence[tuple[int, int]]) -> Finding:
+    """Report how the GPUs exchange data; `pairs` are those that cannot read each other's memory."""
+    if not pairs:
+        return ok("peers", "each GPU reads the others' memory directly")
+    named = ", ".join(f"cuda:{one} and cuda:{other}" for one, other in pairs)
+    return ok("peers", f"through the host's memory, which is slower: {named}")
+
+
+def check_shared_memory(folder: Path) -> Finding:
+    """Check that there is room for NCCL's segments in /dev/shm, where it would fail to start."""
+    fix = (
+        "Start the container with --shm-size=1g or --ipc=host; on Kubernetes mount an emptyDir of medium "
+        f"Memory at {folder}"
+    )
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return warning("shared-memory", f"{folder} cannot be used: {error.strerror}", fix)
+    text = f"{folder} has {free // MIB:,} MiB free"
+    if free < SHARED_MEMORY_MIB * MIB * (1 - TAKEN):
+        return warning("shared-memory", f"{text} of the {SHARED_MEMORY_MIB:,} that NCCL should have", fix)
+    return ok("shared-memory", text)
+
+
+def check_backend(device_type: str) -> Finding:
+    """Check that this PyTorch has the library that exchanges the gradients; raise ConfigurationError."""
+    import torch
+    from torch import distributed
+
+    name = "nccl" if device_type == "cuda" else "gloo"
+    if not (distributed.is_available() and distributed.is_backend_available(name)):
+        raise ConfigurationError(
+            f"PyTorch {torch.__version__} is built without {name}",
+            "Use the PyTorch of this project's lock file",
+        )
+    if name == "gloo":
+        return ok("backend", "gloo, part of PyTorch")
+    version = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return ok("backend", f"NCCL {'.'.join(map(str, version))}")
+
+
+def meets_here(environment: Mapping[str, str]) -> bool:
+    """Return whether a port is named, and no torchrun above this process has opened it already."""
+    return "MASTER_PORT" in environment and "TORCHELASTIC_RUN_ID" not in environment
+
+
+def check_port(address: str, port: str) -> Finding:
+    """Check that MASTER_PORT is free where MASTER_ADDR is this machine; raise ConfigurationError."""
+    where = f"MASTER_ADDR={address} MASTER_PORT={port}"
+    if not port.isdecimal() or int(port) > LAST_PORT:
+        raise ConfigurationError(f"{where}: that is no port", "Give 1024 to 65535, or unset both")
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(
+            address or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as listener:
+            # As the server will, which takes a port whose last connections are still in TIME_WAIT.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            return ok("rendezvous", f"{where} is another machine's")
+        fix = "Give another MASTER_PORT, or unset both: a free port is found then"
+        fix = "Correct MASTER_ADDR" if isinstance(error, socket.gaierror) else fix
+        raise ConfigurationError(f"{where} cannot be used: {error.strerror}", fix) from error
+    return ok("rendezvous", f"{where} is free")
+
+
+def visible() -> list[Gpu]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES leaves, in CUDA's order."""
+    import torch
+
+    properties = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return [Gpu(found.name, found.total_memory) for found in properties]
+
+
+def unreachable(processes: int) -> list[tuple[int, int]]:
+    """Return the pairs, among the GPUs of so many processes, that cannot read each other's memory."""
+    import torch
+
+    used = range(min(processes, torch.cuda.device_count()))
+    pairs = [(one, other) for other in used for one in range(other)]
+    return [pair for pair in pairs if not torch.cuda.can_device_access_peer(*pair)]

@@ -1,0 +1,166 @@
+"""What several processes on one machine need, by plain values where the machine has no GPUs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from job.errors import ConfigurationError
+from job.preflight import processes
+from job.preflight.doctor import examine, exit_code
+from job.preflight.processes import GIB, MIB, Gpu
+from job.recipe import DEMO
+from job.settings import DEMO_DATA, DataSettings, DeviceSettings, Placement
+from tests.servers import free_ports
+
+L4, H100 = Gpu("NVIDIA L4", 22 * GIB), Gpu("NVIDIA H100", 79 * GIB)
+
+
+@pytest.mark.parametrize(("shards", "count"), [(1, 1), (8, 1), (8, 2), (8, 8), (2, 2)])
+def test_shards_are_divided(shards: int, count: int) -> None:
+    assert f", {shards // count} for each" in processes.check_shards(shards, count).text
+
+
+@pytest.mark.parametrize(
+    ("shards", "count", "words"),
+    [(8, 3, "not a power of two"), (4, 8, "--shards 4 .* --processes 8"), (1, 2, "--shards 1 .*")],
+)
+def test_shards_that_cannot_be_divided_are_refused(shards: int, count: int, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        processes.check_shards(shards, count)
+    assert caught.value.exit_code == 78
+    assert caught.value.fix
+
+
+def test_equal_gpus_are_well() -> None:
+    assert processes.check_gpus(2, [L4, L4, H100]).text == "2 of 3, each NVIDIA L4 (22.0 GiB)"
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "words"),
+    [
+        (4, [L4, L4], r"4 GPUs, .* sees 2: cuda:0 NVIDIA L4 \(22.0 GiB\), cuda:1 NVIDIA L4"),
+        (2, [], "sees 0: none"),
+        (2, [L4, H100], "not all of one kind.*cuda:0 NVIDIA L4.*cuda:1 NVIDIA H100"),
+        (2, [H100, replace(H100, memory=93 * GIB)], "not all of one kind.*79.0 GiB.*93.0 GiB"),
+    ],
+)
+def test_too_few_and_unequal_gpus_are_refused_by_name(count: int, gpus: list[Gpu], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        processes.check_gpus(count, gpus)
+    assert caught.value.exit_code == 78
+    assert caught.value.fix
+
+
+def test_the_way_between_the_gpus_is_reported() -> None:
+    assert "directly" in processes.describe_peers([]).text
+    found = processes.describe_peers([(0, 1), (0, 2)])
+    assert (found.status, found.fix) == ("ok", "")
+    assert "through the host's memory" in found.text
+    assert "cuda:0 and cuda:1, cuda:0 and cuda:2" in found.text
+
+
+@pytest.mark.parametrize(("free", "status"), [(64, "warning"), (900, "warning"), (1000, "ok"), (8192, "ok")])
+def test_little_shared_memory_is_a_warning(free: int, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free * MIB))
+    found = processes.check_shared_memory(Path("/dev/shm"))
+    assert found.status == status
+    assert f"{free:,} MiB free" in found.text
+    assert ("--shm-size=1g or --ipc=host" in found.fix) == (status == "warning")
+
+
+def test_no_shared_memory_is_a_warning(tmp_path: Path) -> None:
+    found = processes.check_shared_memory(tmp_path / "none")
+    assert (found.status, "No such file" in found.text) == ("warning", True)
+
+
+def test_this_pytorch_can_exchange_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.check_backend("cpu").text == "gloo, part of PyTorch"
+    assert processes.check_backend("cuda").text.startswith("NCCL 2.")
+    monkeypatch.setattr(torch.distributed, "is_backend_available", lambda name: False)
+    for device, name in (("cpu", "gloo"), ("cuda", "nccl")):
+        with pytest.raises(ConfigurationError, match=f"built without {name}"):
+            processes.check_backend(device)
+
+
+@contextmanager
+def listening(address: str) -> Iterator[str]:
+    with socket.create_server((address, 0)) as server:
+        yield str(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost", ""])
+def test_a_taken_port_is_refused(address: str) -> None:
+    with listening("127.0.0.1") as port:
+        with pytest.raises(ConfigurationError, match=f"MASTER_PORT={port} .*in use") as caught:
+            processes.check_port(address, port)
+        assert caught.value.exit_code == 78
+        assert "MASTER_PORT" in caught.value.fix
+    assert processes.check_port(address, port).text.endswith("is free")
+
+
+def test_a_port_of_another_machine_is_left_to_it() -> None:
+    assert processes.check_port("192.0.2.1", "29500").text.endswith("another machine's")
+
+
+@pytest.mark.parametrize("port", ["", "http", "70000", "-1"])
+def test_what_is_no_port_is_refused(port: str) -> None:
+    with pytest.raises(ConfigurationError, match="that is no port"):
+        processes.check_port("127.0.0.1", port)
+
+
+def test_an_address_that_is_not_known_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"MASTER_ADDR=nowhere\.invalid") as caught:
+        processes.check_port("nowhere.invalid", "29500")
+    assert caught.value.fix == "Correct MASTER_ADDR"
+
+
+def test_a_torchrun_has_opened_its_port_itself() -> None:
+    assert processes.meets_here({"MASTER_PORT": "1"})
+    assert not processes.meets_here({})
+    assert not processes.meets_here({"MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"})
+
+
+def test_a_single_process_needs_none_of_it() -> None:
+    assert processes.checks(8, 1, "cuda") == []
+
+
+def test_on_gpus_more_is_checked_than_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    names = [check.name for check in processes.checks(8, 2, "cuda")]
+    assert names == ["shards", "gpus", "peers", "shared-memory", "backend"]
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert [check.name for check in processes.checks(8, 2, "cpu")] == ["shards", "backend", "rendezvous"]
+
+
+def test_the_doctor_reports_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    data = DataSettings((DEMO_DATA,), str(tmp_path))
+    placement = Placement(str(tmp_path / "run"), data, DeviceSettings("cpu"))
+    with listening("127.0.0.1") as taken:
+        monkeypatch.setenv("MASTER_PORT", taken)
+        found = {each.name: each for each in examine(DEMO, placement, None, shards=4, count=2)}
+    assert found["shards"].text == "4 shards, 2 for each of 2 processes"
+    assert (found["backend"].status, found["rendezvous"].exit_code) == ("ok", 78)
+    (port,) = free_ports(1)
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    findings = examine(DEMO, placement, None, shards=4, count=2)
+    assert exit_code(findings) == 0, os.linesep.join(each.text for each in findings)
+    findings = examine(DEMO, placement, None, shards=8, count=3)
+    assert exit_code(findings) == 78
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs here")
+def test_the_gpus_of_this_machine_are_seen() -> None:
+    for check in processes.checks(2, 2, "cuda"):
+        assert check.run().status == "ok", check.name
