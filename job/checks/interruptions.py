@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -81,7 +80,7 @@ class Position:
     epoch: int | None = None
     step: int | None = None
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, str | int]:
         """Return the fields that are known."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 

@@ -61,9 +61,9 @@ def selftest(
         prove_fence(lab, reference)
         damaged = prove_fallback(lab, reference)
         prove_unread(lab, reference)
-    sha256 = {name: reference.report[name]["sha256"] for name in ("weights", "predictions")}
+    report = reference.report
     phases = Counter(where.phase for where in killed)
-    return Proof(sha256["weights"], sha256["predictions"], phases, kills, damaged)
+    return Proof(report.weights.sha256, report.predictions.sha256, phases, kills, damaged)
 
 
 def prove_fence(lab: Laboratory, reference: Result) -> None:
