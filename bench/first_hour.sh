@@ -6,7 +6,7 @@
 # Options and stages: bench/first_hour.sh --help. PYTHON names the interpreter (python3) whose torch, 2.11 or
 # newer, knows the GPU. WHEELS names a folder of wheels to install from where there is no network: of the packages
 # of requirements.lock that the machine lacks (usually fastai, fastcore, fastdownload, fastprogress,
-# fasttransform, plum-dispatch, beartype, structlog, tenacity, torchstat, jsonschema and its parts,
+# fasttransform, plum-dispatch, beartype, structlog, tenacity, torchstat,
 # python-fasthtml, starlette, itsdangerous, python-multipart) and of this project, for its metadata.
 set -euo pipefail
 

@@ -131,10 +131,18 @@ def serve(number: int) -> None:
 
     process.fit_threads()  # as the program does, before torch
 
+    import torch._dynamo  # by torch's optimisers
+    import torch._inductor.config  # noqa: F401 - by `use_deterministic_algorithms`
+
     import job.cli
     import job.commands
     import job.train.evaluate
     import job.train.job  # noqa: F401
+    from job.view import page
+
+    templates = page._templates()
+    for name in templates.list_templates(extensions=["html"]):
+        templates.get_template(name)  # compiles it
 
     requests = socket.socket(fileno=number)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -87,7 +86,7 @@ class Position:
     epoch: int | None = None
     step: int | None = None
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, str | int]:
         """Return the fields that are known."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -99,7 +98,7 @@ class Killed:
     where: Position
     victim: str
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, str | int]:
         """Return the fields that are known."""
         return self.where.fields() | ({"victim": self.victim} if self.victim else {})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import secrets
 import shutil
@@ -14,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +23,9 @@ from job.data.pack import write_archive
 from job.errors import DataError, JobError
 from job.machine.preemption import Preemption
 from job.run import layout
+from job.run.documents import json_object
+from job.run.records import Epoch
+from job.run.report import Report
 from job.store import Store, local_path, open_store
 
 ARCHIVE = "data.tar.gz"
@@ -59,18 +60,20 @@ MEASURED_IN_EPOCH = ("images_per_second", "attempt")
 class Result:
     """A finished run's report and the records of its history, in the file's order."""
 
-    report: dict[str, Any]
-    history: list[dict[str, Any]]
+    report: Report
+    history: list[Epoch]
 
     @classmethod
     def read(cls, store: Store) -> Result:
         """Read a run's published files; DataError where one is absent or not of the report's SHA-256."""
-        report = json.loads(store.get(layout.REPORT).data)
-        for name, key in (("weights", layout.WEIGHTS), ("predictions", layout.PREDICTIONS)):
-            if hashlib.sha256(store.get(key).data).hexdigest() != report[name]["sha256"]:
+        report = Report.read(store)
+        if report is None:
+            raise DataError(f"{store.uri} has no report")
+        for file, key in ((report.weights, layout.WEIGHTS), (report.predictions, layout.PREDICTIONS)):
+            if hashlib.sha256(store.get(key).data).hexdigest() != file.sha256:
                 raise DataError(f"{store.uri}/{key} does not have the SHA-256 that its report states")
-        lines = store.get(layout.HISTORY).data.decode().splitlines()
-        return cls(report, [json.loads(line) for line in lines])
+        lines = store.get(layout.HISTORY).data.splitlines()
+        return cls(report, [Epoch.parse(json_object(line, layout.HISTORY), layout.HISTORY) for line in lines])
 
 
 def differences(reference: Result, other: Result) -> list[str]:
@@ -78,8 +81,8 @@ def differences(reference: Result, other: Result) -> list[str]:
 
     A history that does not have each epoch once and in order is one line.
     """
-    epochs = [record["epoch"] for record in other.history]
-    if epochs != list(range(1, reference.report["training"]["epochs"] + 1)):
+    epochs = [record.epoch for record in other.history]
+    if epochs != list(range(1, reference.report.training.epochs + 1)):
         return [f"the history has the epochs {epochs}"]
     mine, theirs = _values(reference), _values(other)
     return [
@@ -99,15 +102,15 @@ def require_same(reference: Result, other: Result, run: str) -> None:
         )
 
 
-def _values(result: Result) -> dict[str, Any]:
-    values = _flat("report", result.report)
+def _values(result: Result) -> dict[str, object]:
+    values = _flat("report", result.report.to_json())
     for record in result.history:
-        kept = {name: value for name, value in record.items() if name not in MEASURED_IN_EPOCH}
-        values |= _flat(f"epoch {record['epoch']}", kept)
+        kept = {name: value for name, value in record.to_json().items() if name not in MEASURED_IN_EPOCH}
+        values |= _flat(f"epoch {record.epoch}", kept)
     return values
 
 
-def _flat(path: str, value: Any) -> dict[str, Any]:
+def _flat(path: str, value: object) -> dict[str, object]:
     """Return every plain value in `value` by its path."""
     if re.sub(r"\[\d+\]", "[]", path) in MEASURED:
         return {}

@@ -73,10 +73,11 @@ def selftest(
         prove_fence(lab, reference)
         damaged = prove_fallback(lab, reference)
         prove_unread(lab, reference)
-    sha256 = {name: reference.report[name]["sha256"] for name in ("weights", "predictions")}
+    report = reference.report
     phases = Counter(each.where.phase for each in killed)
     victims = Counter(each.victim or "all" for each in killed)
-    return Proof(sha256["weights"], sha256["predictions"], phases, kills, damaged, lab.shared, victims)
+    sha256 = report.weights.sha256, report.predictions.sha256
+    return Proof(*sha256, phases, kills, damaged, lab.shared, victims)
 
 
 def prove_fence(lab: Laboratory, reference: Result) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,6 +36,9 @@ from job.machine.process import OutputError, require_threads
 from job.machine.processes import end_with_agent, under_torchrun
 from job.run import layout
 from job.settings import AttemptSettings, DataSettings, DeviceSettings, Origins, Placement
+
+if TYPE_CHECKING:
+    from job.run.report import Report
 
 EXAMPLES = """\b
 Examples:
@@ -127,15 +130,14 @@ def train(
     return 0
 
 
-def _print(report: dict[str, Any]) -> None:
-    accuracy = report["accuracy"]
-    rules, note = ("official", "the official rules") if "phases" in report else ("leaderboard", "as listed")
-    score = report["score"][rules]["score"]
-    click.echo(
-        f"accuracy  {accuracy['final']:.4f}  ({accuracy['correct']} of {accuracy['total']} test images)"
+def _print(report: Report) -> None:
+    accuracy, score = report.accuracy, report.score
+    rules, note = (
+        (score.official, "the official rules") if report.phases else (score.leaderboard, "as listed")
     )
-    click.echo(f"score     {score:.5f}  (MicroNet Challenge, {note})")
-    uri = events.printable(report["run"]["uri"])
+    click.echo(f"accuracy  {accuracy.final:.4f}  ({accuracy.correct} of {accuracy.total} test images)")
+    click.echo(f"score     {rules.score:.5f}  (MicroNet Challenge, {note})")
+    uri = events.printable(report.run.uri)
     click.echo(f"report    {uri}/{layout.REPORT}")
     click.echo(f"page      {uri}/{layout.PAGE}")
     sys.stdout.flush()

@@ -9,7 +9,6 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,11 +34,6 @@ def environment() -> dict[str, str | None]:
         "cuda": torch.version.cuda,
         "driver": driver.version(),
     }
-
-
-def name_code(environment: dict[str, Any]) -> str:
-    """Return the revision and the code's hash of a report's environment section as text."""
-    return f"{environment.get('git') or 'unknown revision'}, code {environment.get('code', 'unknown')}"
 
 
 @functools.cache  # of the code as it was loaded, even if its files change later

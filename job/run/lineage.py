@@ -11,8 +11,8 @@ from job import events
 from job.errors import ConfigurationError, DataError, JobError, MachineError
 from job.recipe import Recipe
 from job.run import claims, layout
-from job.run.documents import Record
-from job.run.records import Beat, Claim, Number, Text, Worker
+from job.run.records import Beat, Claim, Worker
+from job.run.report import AttemptEntry, Drift, Lineage
 from job.store.base import AbsentError, Store
 
 VANISHED, UNREADABLE, REFUSED, FINISHED = "vanished", "unreadable", "refused", "finished"
@@ -69,52 +69,29 @@ class Turn:
     resumed: int | None = None
     position: int | None = None
 
-    def to_json(self) -> dict[str, str | int | None]:
-        """Return the entry of the report's lineage."""
+    def entry(self) -> AttemptEntry:
+        """Return the entry of the report's lineage, which only ended attempts have."""
+        assert self.reason is not None
         processes = self.worker.processes
-        return {
-            "generation": self.generation,
-            "started": self.worker.started,
-            "ended": self.ended,
-            "reason": self.reason,
-            "host": self.worker.host,
-            "device": self.worker.device,
+        return AttemptEntry(
+            generation=self.generation,
+            started=self.worker.started,
+            ended=self.ended,
+            reason=self.reason,
+            host=self.worker.host,
+            device=self.worker.device,
             **({} if processes is None else {"processes": processes}),
-        }
+        )
 
 
-class Drift(Record):
-    """A field of the machine or the recipe that differs from the attempt before."""
-
-    generation: Number
-    field: Text
-    before: Text | None
-    now: Text | None
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """The report's lineage section: the attempts, what changed between them, and what they cost."""
-
-    turns: list[Turn]
-    drift: list[Drift]
-    checkpoints: int  # by all attempts
-    lost_seconds: float  # of training, by attempts that vanished
-
-    @classmethod
-    def of(cls, store: Store, turns: list[Turn], checkpoints: int) -> Lineage:
-        """Return the section for `turns`, in order; raises the store's errors."""
-        changes = drift([(turn.generation, turn.worker) for turn in turns])
-        return cls(turns, changes, checkpoints, sum(unsaved_seconds(store, turn) for turn in turns))
-
-    def to_json(self) -> dict[str, object]:
-        """Return the section as JSON values."""
-        return {
-            "attempts": [turn.to_json() for turn in self.turns],
-            "drift": [change.model_dump() for change in self.drift],
-            "checkpoints": self.checkpoints,
-            "lost_seconds": round(self.lost_seconds, 1),
-        }
+def summary(store: Store, turns: list[Turn], checkpoints: int) -> Lineage:
+    """Return the report's lineage of `turns`, in order, all ended; raises the store's errors."""
+    return Lineage(
+        attempts=[turn.entry() for turn in turns],
+        drift=drift([(turn.generation, turn.worker) for turn in turns]),
+        checkpoints=checkpoints,
+        lost_seconds=round(sum(unsaved_seconds(store, turn) for turn in turns), 1),
+    )
 
 
 def lineage(store: Store) -> list[Turn]:

@@ -7,16 +7,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, DataError
 from job.recipe import Recipe
 from job.run import claims, documents, layout
-from job.run.records import Epoch, Identity, Manifest
+from job.run.records import Epoch, Identity, Manifest, Scalar
+from job.run.report import BestEpoch, StoredFile
 from job.store.base import AbsentError, ConflictError, Store
-
-MAX_REPORT_BYTES = 2**25
 
 SHAPE = ("depth", "width")
 """Fields of the recipe that no run can change."""
@@ -29,7 +27,7 @@ class Run:
     cannot write. recipe.json is what the run was created with, then a copy for people.
     """
 
-    def __init__(self, store: Store, recipe: Recipe, identity: str, created: dict[str, Any]) -> None:
+    def __init__(self, store: Store, recipe: Recipe, identity: str, created: dict[str, Scalar]) -> None:
         self.store, self.recipe, self.identity = store, recipe, identity
         self._created = created  # by recipe.json
         self._accept_drift = False
@@ -73,22 +71,15 @@ class Run:
         """Return the address of one of the files."""
         return f"{self.store.uri}/{name}"
 
-    def report(self) -> bytes | None:
-        """Return the report of a finished run, None for one that is not finished."""
-        try:
-            return documents.fetch(self.store, layout.REPORT, MAX_REPORT_BYTES).data
-        except AbsentError:
-            return None
-
     def publish(self, outputs: dict[str, bytes]) -> None:
         """Copy a finished run's outputs, by name, to where people look for them; the report comes last."""
         events.phase("publish")
         for name in sorted(outputs, key=lambda name: name == layout.REPORT):
             self.store.put(name, outputs[name])
 
-    def describe(self, name: str, data: bytes) -> dict[str, str]:
-        """Return the report's {uri, sha256} of an output."""
-        return {"uri": self.uri(name), "sha256": hashlib.sha256(data).hexdigest()}
+    def describe(self, name: str, data: bytes) -> StoredFile:
+        """Return the report's entry of an output."""
+        return StoredFile(uri=self.uri(name), sha256=hashlib.sha256(data).hexdigest())
 
     def _newest(self) -> Manifest | None:
         """Return HEAD's manifest; None also where it is damaged, since the claim then finds an older one."""
@@ -156,8 +147,8 @@ class History:
         last = self.records.pop()
         self.add(last.to_json() | dict(figures), last.attempt)
 
-    def best(self) -> dict[str, Any]:
-        """Return the report's best epoch: {value: test accuracy, epoch, selected_on}; the first of equals.
+    def best(self) -> BestEpoch:
+        """Return the report's best epoch; the first of equals.
 
         It is selected on the hold-out where every evaluated epoch had one (a run may change it on its way).
         """
@@ -166,11 +157,10 @@ class History:
         on_holdout = [(share, record) for share, record in chosen if share is not None]
         with_holdout = len(on_holdout) == len(evaluated)
         _, best = max(on_holdout if with_holdout else evaluated, key=lambda pair: pair[0])
-        return {
-            "value": best.accuracy,
-            "epoch": best.epoch,
-            "selected_on": "holdout" if with_holdout else "test",
-        }
+        assert best.accuracy is not None  # it was evaluated
+        return BestEpoch(
+            value=best.accuracy, epoch=best.epoch, selected_on="holdout" if with_holdout else "test"
+        )
 
     def encode(self) -> bytes:
         """Return one JSON object a line."""

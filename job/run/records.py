@@ -265,7 +265,7 @@ class Identity(Record):
     identity: Fingerprint | None = None
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Scalar]:
         """The fields of the recipe, as of `Recipe.to_json`."""
         return self.model_extra or {}
 

@@ -1,24 +1,17 @@
-"""The score for people, as a table, and for programs, as a JSON report that is checked against its schema."""
+"""The score for people, as a table."""
 
 from __future__ import annotations
 
-import functools
 import io
-import json
 from fractions import Fraction
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job.score.tally import ACCUMULATORS, Baseline, LayerRow, Sums, Tally
 
 if TYPE_CHECKING:
-    import jsonschema
     from rich.table import Table
 
     from job.score.rules import Scores
-
-SCHEMA = "micronet.score-report/1"
-THRESHOLD = 0.8  # the challenge's: at least 8,000 of the 10,000 test images, without rounding
 
 NOTES = {
     "writeup": "convolutions, linear layers (no bias), average pools; a multiplication is 1/2",
@@ -28,37 +21,6 @@ NOTES = {
 
 WIDTH = 200
 """Columns of the widest table, so that no number is cut short."""
-
-
-@functools.cache
-def _validator() -> jsonschema.Draft202012Validator:
-    import jsonschema
-
-    text = files("job.score").joinpath("score-report.schema.json").read_text("utf-8")
-    return jsonschema.Draft202012Validator(
-        json.loads(text), format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
-    )
-
-
-def encode(report: dict[str, Any]) -> bytes:
-    """Return `report` as indented JSON; raise `jsonschema.ValidationError` where it breaks the schema."""
-    _validator().validate(report)
-    return json.dumps(report, indent=2, allow_nan=False).encode() + b"\n"
-
-
-def accuracy(correct: int, total: int, best: dict[str, Any]) -> dict[str, Any]:
-    """Return the report's accuracy section; `best` is {value, epoch, selected_on}.
-
-    `passed` compares whole numbers, so that 7,999 of 10,000 fails.
-    """
-    return {
-        "final": correct / total,
-        "best": best,
-        "correct": correct,
-        "total": total,
-        "threshold": THRESHOLD,
-        "passed": 10 * correct >= 8 * total,
-    }
 
 
 def header(name: str, input_shape: tuple[int, ...], baseline: Baseline | None) -> str:

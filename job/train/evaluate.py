@@ -24,13 +24,13 @@ from job.machine import device as devices
 from job.machine import faults
 from job.network import weights
 from job.network.weights import NetworkInfo
-from job.run import documents, layout
+from job.run import layout
+from job.run.report import Report
 from job.settings import ATTENDED_RETRY_SECONDS, DEMO_DATA
 from job.store import Store, local_path, open_store
 from job.store.base import AbsentError
 from job.train.loader import DeviceData, Images, Normalisation
 from job.train.step import Precision
-from job.view import stored_run
 
 BATCH_SIZE = 500  # fixed, since the batch's shape can change the bits; 20 batches for 10,000 images
 MISTAKES = 24  # misclassified images kept in predictions.npz: 74 kB before compression
@@ -195,13 +195,12 @@ def _recorded_source(store: Store, sha256: str) -> str:
     A path of this machine is believed only of a run on this machine, not of whoever may write to a bucket.
     """
     fix = "Name it with --data"
-    try:
-        data = documents.fetch(store, layout.REPORT, stored_run.MAX_BYTES).data
-    except AbsentError as error:
+    report = Report.read(store)
+    if report is None:
         if sha256 == CIFAR100[0].sha256:
             return CIFAR100[0].uri
-        raise ConfigurationError(f"{store.uri} has no report that names its data", fix) from error
-    source = str(stored_run.parse_report(data, f"{store.uri}/{layout.REPORT}")["data"]["source"])
+        raise ConfigurationError(f"{store.uri} has no report that names its data", fix)
+    source = report.data.source
     if source != DEMO_DATA and local_path(source) is not None and local_path(store.uri) is None:
         raise ConfigurationError(f"the run's data is {source!r} on the machine that trained it", fix)
     return source

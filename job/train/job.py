@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +24,7 @@ from job.progress import Progress, Startup, Workload
 from job.recipe import Recipe
 from job.run import layout
 from job.run.outputs import History, Run
+from job.run.report import Report
 from job.run.state import TrainingState, largest
 from job.settings import DeviceSettings, Placement
 from job.store import open_store
@@ -46,7 +45,7 @@ FINISHED, NOTHING_YET = b"finished", b"nothing yet"
 """What process 0 shares in place of a state to resume from."""
 
 
-def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> dict[str, Any] | None:
+def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> Report | None:
     """Bring the run of `recipe` to its report, from wherever an earlier attempt left it; return the report.
 
     A finished run is not trained again. Of several processes that torchrun has started, process 0 does so and
@@ -112,7 +111,7 @@ def complete(
     basis: Basis,
     settings: DeviceSettings,
     startup: Startup,
-) -> dict[str, Any]:
+) -> Report:
     """Train from where the run is to its report; return that."""
     recipe, run, batches = attempt.run.recipe, attempt.run, on_device.batches
     device = batches.device
@@ -211,11 +210,11 @@ def follow(
             trainer.next_epoch()
 
 
-def present(attempt: Attempt, outputs: dict[str, bytes]) -> dict[str, Any]:
+def present(attempt: Attempt, outputs: dict[str, bytes]) -> Report:
     """Put a finished run's outputs, and the page drawn of them, where people look; return the report."""
     attempt.publish(outputs)
     draw_page(attempt.store)
-    return dict(json.loads(outputs[layout.REPORT]))
+    return Report.decode(outputs[layout.REPORT], attempt.run.uri(layout.REPORT))
 
 
 def memory_fix(recipe: Recipe) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -16,6 +15,7 @@ from job.network.weights import NetworkInfo
 from job.phases import Phase
 from job.run import documents, layout
 from job.run.outputs import History, Run
+from job.run.report import PhaseLayer, PhaseResult, PhaseScore, StoredFile
 from job.score.rules import score
 from job.store.base import AbsentError, ConflictError
 from job.store.retry import patiently
@@ -95,7 +95,7 @@ class Final:
 
 def judge(
     kept: PhaseWeights, final: Final, evaluator: Evaluator, shape: tuple[int, ...]
-) -> list[dict[str, Any]]:
+) -> list[PhaseResult]:
     """Return the report's section `phases`; empty for a recipe of one phase.
 
     A phase whose weights were not kept is logged and left out.
@@ -105,48 +105,47 @@ def judge(
 
 def _judged(
     kept: PhaseWeights, final: Final, evaluator: Evaluator, shape: tuple[int, ...]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[PhaseResult]:
     *earlier, last = kept.run.recipe.phases
     for phase in earlier:
         name, sha256 = kept.name(phase), kept.history.records[phase.end - 1].weights
-        if name is None:
+        if name is None or sha256 is None:
             events.warn(
                 "figure_left_out", figure=f"phases.{phase.name}", reason="the recipe was another then"
             )
             continue
         network = weights.load(kept.read(phase))[0]
-        file = {"uri": kept.run.uri(name), "sha256": str(sha256)}
-        yield _row(phase, network, evaluator.predictions(network), shape, file)
+        file = StoredFile(uri=kept.run.uri(name), sha256=sha256)
+        yield _result(phase, network, evaluator.predictions(network), shape, file)
     file = kept.run.describe(layout.WEIGHTS, final.data)
-    yield _row(last, final.network, final.predictions, shape, file)
+    yield _result(last, final.network, final.predictions, shape, file)
 
 
-def _row(
-    phase: Phase, network: nn.Module, predictions: Predictions, shape: tuple[int, ...], file: dict[str, str]
-) -> dict[str, Any]:
-    layers: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "size": weight.numel(),
-            "zeros": 1 - int(weight.count_nonzero()) / weight.numel(),
-            "weight_bits": bits.weight if bits else UNQUANTISED,
-            "activation_bits": bits.activation if bits else UNQUANTISED,
-        }
+def _result(
+    phase: Phase, network: nn.Module, predictions: Predictions, shape: tuple[int, ...], file: StoredFile
+) -> PhaseResult:
+    layers = [
+        PhaseLayer(
+            name=name,
+            size=weight.numel(),
+            zeros=1 - int(weight.count_nonzero()) / weight.numel(),
+            weight_bits=bits.weight if bits else UNQUANTISED,
+            activation_bits=bits.activation if bits else UNQUANTISED,
+        )
         for name, bits, weight in effective_weights(network)
     ]
-    pruned = [layer for layer in layers if compressed.is_prunable(layer["name"])]
+    pruned = [layer for layer in layers if compressed.is_prunable(layer.name)]
     rule_sets = score(network, shape).rule_sets
-    size = sum(layer["size"] for layer in pruned)
-    return {
-        "name": phase.name,
-        "epochs": phase.epochs,
-        "accuracy": predictions.accuracy,
-        "correct": predictions.correct,
-        "total": len(predictions.labels),
-        "score": {name: tally.score for name, tally in rule_sets.items()},
-        "zeros": sum(layer["zeros"] * layer["size"] for layer in pruned) / size,
-        "weight_bits": pruned[0]["weight_bits"],
-        "activation_bits": pruned[0]["activation_bits"],
-        "layers": layers,
-        "weights": file,
-    }
+    return PhaseResult(
+        name=phase.name,
+        epochs=phase.epochs,
+        accuracy=predictions.accuracy,
+        correct=predictions.correct,
+        total=len(predictions.labels),
+        score=PhaseScore(**{name: tally.score for name, tally in rule_sets.items()}),
+        zeros=sum(layer.zeros * layer.size for layer in pruned) / sum(layer.size for layer in pruned),
+        weight_bits=pruned[0].weight_bits,
+        activation_bits=pruned[0].activation_bits,
+        layers=layers,
+        weights=file,
+    )

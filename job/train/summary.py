@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import torch
 
@@ -13,19 +12,30 @@ from job import events
 from job.data.dataset import PreparedData
 from job.errors import DataError
 from job.machine import device as devices
-from job.machine.environment import environment, name_code
+from job.machine.environment import environment
 from job.phases import format_cycles
 from job.run import layout
-from job.run.lineage import Lineage
 from job.run.manifests import Checkpoint
 from job.run.outputs import History, Run
 from job.run.records import Epoch
-from job.score import report as reports
+from job.run.report import (
+    SCHEMA,
+    Accuracy,
+    Data,
+    Environment,
+    Lineage,
+    Model,
+    PhaseResult,
+    Report,
+    RunName,
+    Score,
+    Training,
+)
 from job.score.rules import score
 from job.store import Store
 from job.train import preview
 from job.train.phases import Final
-from job.view import card, page, stored_run
+from job.view import card, page
 
 NEEDED = set(layout.OUTPUTS) - {layout.SAMPLES}
 
@@ -34,12 +44,12 @@ def conclude(
     run: Run,
     data: PreparedData,
     final: Final,
-    phases: list[dict[str, Any]],
+    phases: list[PhaseResult],
     history: History,
     lineage: Lineage,
     device: torch.device,
 ) -> dict[str, bytes]:
-    """Return the output files by name; the report (schema `micronet.score-report/1`) is among them."""
+    """Return the output files by name; the report is among them."""
     recipe, dataset, predictions = run.recipe, data.dataset, final.predictions
     files = {
         layout.WEIGHTS: final.data,
@@ -49,41 +59,41 @@ def conclude(
     }
     shape = dataset.train.images.shape[1:]
     images = (len(dataset.train) - recipe.holdout) // recipe.batch_size * recipe.batch_size
-    times = durations(history.records, images, lineage.turns[0].worker.started)
-    report: dict[str, Any] = {
-        "schema": reports.SCHEMA,
-        "run": {"id": run.identity, "uri": run.store.uri},
-        "model": {
-            "name": f"WideResNet-{recipe.depth}-{recipe.width}",
-            "widths": [16 * recipe.width * 2**group for group in range(3)],
-            "parameters": sum(parameter.numel() for parameter in final.network.parameters()),
-            "input_shape": list(shape),
-        },
-        "accuracy": reports.accuracy(predictions.correct, len(predictions.labels), history.best()),
-        "score": score(final.network, shape).to_json(),
+    times = durations(history.records, images, lineage.attempts[0].started)
+    report = Report(
+        schema=SCHEMA,
+        run=RunName(id=run.identity, uri=run.store.uri),
+        model=Model(
+            name=f"WideResNet-{recipe.depth}-{recipe.width}",
+            widths=[16 * recipe.width * 2**group for group in range(3)],
+            parameters=sum(parameter.numel() for parameter in final.network.parameters()),
+            input_shape=list(shape),
+        ),
+        accuracy=Accuracy.of(predictions.correct, len(predictions.labels), history.best()),
+        score=Score.parse(score(final.network, shape).to_json(), "the score"),
         **({"phases": phases} if phases else {}),
-        "training": {
-            "epochs": recipe.epochs,
-            "cycles": format_cycles(recipe.all_cycles),
-            "batch_size": recipe.batch_size,
+        training=Training(
+            epochs=recipe.epochs,
+            cycles=format_cycles(recipe.all_cycles),
+            batch_size=recipe.batch_size,
             **times,
-            "device": devices.describe(device),
-            "precision": recipe.precision,
-            "deterministic": recipe.deterministic,
-            "history": run.uri(layout.HISTORY),
-        },
-        "data": {
-            "source": data.source,
-            "sha256": dataset.sha256,
-            "train": len(dataset.train.labels),
-            "test": len(dataset.test.labels),
-        },
-        "weights": run.describe(layout.WEIGHTS, files[layout.WEIGHTS]),
-        "predictions": run.describe(layout.PREDICTIONS, files[layout.PREDICTIONS]),
-        "lineage": lineage.to_json(),
-        "environment": environment(),
-    }
-    return files | {layout.REPORT: reports.encode(report)}
+            device=devices.describe(device),
+            precision=recipe.precision,
+            deterministic=recipe.deterministic,
+            history=run.uri(layout.HISTORY),
+        ),
+        data=Data(
+            source=data.source,
+            sha256=dataset.sha256,
+            train=len(dataset.train.labels),
+            test=len(dataset.test.labels),
+        ),
+        weights=run.describe(layout.WEIGHTS, files[layout.WEIGHTS]),
+        predictions=run.describe(layout.PREDICTIONS, files[layout.PREDICTIONS]),
+        lineage=lineage,
+        environment=_environment(),
+    )
+    return files | {layout.REPORT: report.encode()}
 
 
 def durations(records: Sequence[Epoch], images: int, started: str | None) -> dict[str, float]:
@@ -115,19 +125,18 @@ def finished_outputs(checkpoint: Checkpoint) -> dict[str, bytes]:
     missing, more = NEEDED - objects.keys(), objects.keys() - set(layout.OUTPUTS)
     if missing or more:
         raise DataError(f"{key} is of a finished run and has not its outputs, {', '.join(layout.OUTPUTS)}")
-    stored_run.parse_report(objects[layout.REPORT], f"the report of {key}")
+    Report.decode(objects[layout.REPORT], f"the report of {key}")
     return objects
 
 
-def published_report(run: Run) -> dict[str, Any] | None:
+def published_report(run: Run) -> Report | None:
     """Return a finished run's report, else None; log which code made it and which is here."""
-    published = run.report()
-    if published is None:
+    report = Report.read(run.store)
+    if report is None:
         return None
-    report = stored_run.parse_report(published, run.uri(layout.REPORT))
-    made_by, here = report["environment"], environment()
-    events.emit("finished", report=run.uri(layout.REPORT), made_by=name_code(made_by), here=name_code(here))
-    if made_by.get("code", here["code"]) != here["code"]:
+    made_by, here = report.environment, _environment()
+    events.emit("finished", report=run.uri(layout.REPORT), made_by=made_by.code_name, here=here.code_name)
+    if made_by.code not in (None, here.code):
         events.warn("code_changed", fix="Train it with this code in its own --run, if that matters")
     return report
 
@@ -145,3 +154,7 @@ def draw_page(store: Store) -> None:
             events.emit(name, uri=publish(store))
         except Exception as error:
             events.warn(f"{name}_failed", reason=str(error), fix=fix)
+
+
+def _environment() -> Environment:
+    return Environment.parse(environment(), "this environment")

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from job.run import layout
+from job.run.report import Report
 from job.settings import DEMO_DATA
 from job.store.base import ConflictError, Store
 from job.text import percent
@@ -73,22 +74,22 @@ def _line(value: Any) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)).split())
 
 
-def _data_name(run: StoredRun, report: dict[str, Any]) -> str:
+def _data_name(run: StoredRun, report: Report) -> str:
     if run.on_cifar100:
         return "CIFAR-100"
-    if report["data"]["source"] == DEMO_DATA:
+    if report.data.source == DEMO_DATA:
         return "generated demo images"
-    return f"data with the SHA-256 {report['data']['sha256'][:12]}"
+    return f"data with the SHA-256 {report.data.sha256[:12]}"
 
 
-def _front_matter(run: StoredRun, report: dict[str, Any]) -> dict[str, Any]:
-    data, scores = _data_name(run, report), report["score"]
-    metrics = [{"type": "accuracy", "name": "Accuracy", "value": report["accuracy"]["final"]}]
+def _front_matter(run: StoredRun, report: Report) -> dict[str, Any]:
+    data, scores = _data_name(run, report), report.score.rule_sets()
+    metrics = [{"type": "accuracy", "name": "Accuracy", "value": report.accuracy.final}]
     metrics += [
         {
             "type": f"micronet-score-{name}",
             "name": f"MicroNet Challenge score, {name} rules",
-            "value": rule_set["score"],
+            "value": rule_set.score,
         }
         for name, rule_set in scores.items()
     ]
@@ -100,7 +101,7 @@ def _front_matter(run: StoredRun, report: dict[str, Any]) -> dict[str, Any]:
         "metrics": ["accuracy"],
         "model-index": [
             {
-                "name": _line(report["model"]["name"]),
+                "name": _line(report.model.name),
                 "results": [
                     {
                         "task": {"type": "image-classification", "name": "Image Classification"},
@@ -117,39 +118,39 @@ def _front_matter(run: StoredRun, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _compression_tags(report: dict[str, Any]) -> list[str]:
-    phases = {phase["name"] for phase in report.get("phases", [])}
+def _compression_tags(report: Report) -> list[str]:
+    phases = {phase.name for phase in report.phases}
     return [tag for phase, tag in (("prune", "pruned"), ("quantise", "quantized")) if phase in phases]
 
 
-def _body(run: StoredRun, report: dict[str, Any]) -> str:
-    accuracy, data, training = report["accuracy"], report["data"], report["training"]
-    best = accuracy["best"]
-    selected = "test set itself" if best["selected_on"] == "test" else "hold-out"
+def _body(run: StoredRun, report: Report) -> str:
+    accuracy, data, training = report.accuracy, report.data, report.training
+    best = accuracy.best
+    selected = "test set itself" if best.selected_on == "test" else "hold-out"
     results = [
         (
             "accuracy",
-            f"{percent(accuracy['final'])}, {accuracy['correct']} of {accuracy['total']} test images",
+            f"{percent(accuracy.final)}, {accuracy.correct} of {accuracy.total} test images",
         ),
-        ("best epoch", f"{percent(best['value'])} in epoch {best['epoch']}, selected on the {selected}"),
-        *((f"score, {name} rules", f"{rules['score']:.5f}") for name, rules in report["score"].items()),
-        ("parameters", f"{report['model']['parameters']:,}"),
+        ("best epoch", f"{percent(best.value)} in epoch {best.epoch}, selected on the {selected}"),
+        *((f"score, {name} rules", f"{rules.score:.5f}") for name, rules in report.score.rule_sets().items()),
+        ("parameters", f"{report.model.parameters:,}"),
     ]
     facts = [
-        ("images", f"{data['train']} for training, {data['test']} for the test"),
-        ("source", data["source"]),
-        ("data, SHA-256", data["sha256"]),
-        ("epochs", training["epochs"]),
-        ("cycles", training["cycles"]),
+        ("images", f"{data.train} for training, {data.test} for the test"),
+        ("source", data.source),
+        ("data, SHA-256", data.sha256),
+        ("epochs", training.epochs),
+        ("cycles", training.cycles),
         *((name.replace("_", " "), run.recipe[name]) for name in RECIPE_FIELDS if name in run.recipe),
-        ("precision", training["precision"]),
-        ("deterministic", "yes" if training["deterministic"] else "no"),
-        ("device", training["device"]),
-        *((name, value) for name, value in report["environment"].items() if value is not None),
+        ("precision", training.precision),
+        ("deterministic", "yes" if training.deterministic else "no"),
+        ("device", training.device),
+        *report.environment.model_dump(exclude_none=True).items(),
         ("run", run.identity),
-        ("weights, SHA-256", report["weights"]["sha256"]),
+        ("weights, SHA-256", report.weights.sha256),
     ]
-    name, of_data = escape(report["model"]["name"]), escape(_data_name(run, report))
+    name, of_data = escape(report.model.name), escape(_data_name(run, report))
     parts = [
         f"# {name} on {of_data}",
         "An image classifier, trained, evaluated and scored by micronet under the rules of the\n"
@@ -168,20 +169,19 @@ def _body(run: StoredRun, report: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _phases(run: StoredRun, report: dict[str, Any]) -> list[str]:
-    phases = report.get("phases", [])
-    if not phases:
+def _phases(run: StoredRun, report: Report) -> list[str]:
+    if not report.phases:
         return []
     rows = [
         (
-            phase["name"],
-            phase["epochs"],
+            phase.name,
+            phase.epochs,
             percent(network.accuracy),
             f"{network.score:.5f}",
-            percent(phase["zeros"]),
-            f"{phase['weight_bits']}, {phase['activation_bits']}",
+            percent(phase.zeros),
+            f"{phase.weight_bits}, {phase.activation_bits}",
         )
-        for phase, network in zip(phases, networks(run), strict=True)
+        for phase, network in zip(report.phases, networks(run), strict=True)
     ]
     columns = (
         "phase",

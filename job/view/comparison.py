@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from job.run.records import Scalar
+from job.run.report import Report
 from job.view.stored_run import StoredRun
 
 OF_ONE_RUN = ("seed", "identity")
@@ -48,13 +49,13 @@ class Group:
     """Finished runs of one recipe; `differs` is what their recipe has that another group's has not."""
 
     runs: list[StoredRun]
-    differs: dict[str, Any]
+    differs: dict[str, Scalar]
     accuracy: Estimate
     best: Estimate
     images_per_second: Estimate
 
     @property
-    def seeds(self) -> list[Any]:
+    def seeds(self) -> list[Scalar]:
         """The seeds, in order of the runs."""
         return [run.recipe.get("seed") for run in self.runs]
 
@@ -63,7 +64,7 @@ def distinct(runs: Sequence[StoredRun]) -> list[StoredRun]:
     """Return `runs` without those that are another one again: the same folder, or a copy with its weights."""
     kept: dict[str, StoredRun] = {}
     for run in runs:
-        kept.setdefault(run.report["weights"]["sha256"] if run.report else run.uri, run)
+        kept.setdefault(run.report.weights.sha256 if run.report else run.uri, run)
     return list(kept.values())
 
 
@@ -78,9 +79,9 @@ def groups(runs: Sequence[StoredRun]) -> list[Group]:
         Group(
             runs=group,
             differs=_differences(recipe, recipes),
-            accuracy=_estimate(group, lambda report: report["accuracy"]["final"]),
-            best=_estimate(group, lambda report: report["accuracy"]["best"]["value"]),
-            images_per_second=_estimate(group, lambda report: report["training"]["images_per_second"]),
+            accuracy=_estimate(group, lambda report: report.accuracy.final),
+            best=_estimate(group, lambda report: report.accuracy.best.value),
+            images_per_second=_estimate(group, lambda report: report.training.images_per_second),
         )
         for recipe, group in zip(recipes, members.values(), strict=True)
     ]
@@ -91,7 +92,7 @@ def are_seeds(runs: Sequence[StoredRun]) -> bool:
     return len(distinct(runs)) > 1 and len({_without_seed(run) for run in runs}) == 1
 
 
-def recipe_differences(runs: Sequence[StoredRun]) -> dict[str, list[Any]]:
+def recipe_differences(runs: Sequence[StoredRun]) -> dict[str, list[Scalar]]:
     """Return the value of each run for every field of the recipe in which they differ."""
     fields = dict.fromkeys(name for run in runs for name in run.recipe if name != "identity")
     values = {name: [run.recipe.get(name) for run in runs] for name in fields}
@@ -121,11 +122,11 @@ def _without_seed(run: StoredRun) -> str:
     return json.dumps(rest, sort_keys=True)
 
 
-def _differences(recipe: dict[str, Any], recipes: list[dict[str, Any]]) -> dict[str, Any]:
+def _differences(recipe: dict[str, Scalar], recipes: list[dict[str, Scalar]]) -> dict[str, Scalar]:
     return {
         name: value for name, value in recipe.items() if any(other.get(name) != value for other in recipes)
     }
 
 
-def _estimate(group: Sequence[StoredRun], of: Any) -> Estimate:
-    return estimate([of(run.report) for run in group])
+def _estimate(group: Sequence[StoredRun], of: Callable[[Report], float]) -> Estimate:
+    return estimate([of(run.report) for run in group if run.report])

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from job.run.records import Epoch
-from job.score.report import THRESHOLD
+from job.run.report import THRESHOLD
 from job.text import percent, power_of_ten
 from job.view.comparison import ENOUGH, are_seeds, distinct, labels
 from job.view.plots import Plot, Series, line_chart

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from job.score.report import THRESHOLD
+from job.run.report import THRESHOLD
 from job.text import percent
 from job.view.comparison import labels
 from job.view.curves import STYLES
@@ -75,10 +75,10 @@ class Frontier:
 def networks(run: StoredRun) -> list[Network]:
     """Return a finished run's network after each of its phases, the finished one last."""
     assert run.report
-    phases = run.report.get("phases", [])
-    before = [Network(phase["name"], phase["accuracy"], phase["score"]["official"]) for phase in phases[:-1]]
-    last = phases[-1]["name"] if phases else ""
-    return [*before, Network(last, run.report["accuracy"]["final"], run.report["score"]["official"]["score"])]
+    phases = run.report.phases
+    before = [Network(phase.name, phase.accuracy, phase.score.official) for phase in phases[:-1]]
+    last = phases[-1].name if phases else ""
+    return [*before, Network(last, run.report.accuracy.final, run.report.score.official.score)]
 
 
 def frontier(runs: Sequence[StoredRun]) -> Frontier | None:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from job.recipe import PRECISIONS
 from job.run import layout
+from job.run.report import Environment, RuleSet
 from job.settings import DEMO_DATA
 from job.store.base import Store
 from job.text import duration, ordinal, percent
@@ -159,19 +160,19 @@ def _standings(runs: Sequence[StoredRun]) -> Standings | None:
     """Return the places of the finished runs on CIFAR-100, the leaderboard's data set."""
     return standings(
         [
-            (label, run.report["score"]["leaderboard"]["score"], run.report["accuracy"]["passed"])
+            (label, run.report.score.leaderboard.score, run.report.accuracy.passed)
             for label, run in zip(labels(runs), runs, strict=True)
             if run.report and run.on_cifar100
         ]
     )
 
 
-def _scores(runs: Sequence[StoredRun]) -> list[tuple[list[str], dict[str, Any]]]:
+def _scores(runs: Sequence[StoredRun]) -> list[tuple[list[str], dict[str, RuleSet]]]:
     """Return (labels, rule sets) of the finished runs; those of one score are together."""
-    found: list[tuple[list[str], dict[str, Any]]] = []
+    found: list[tuple[list[str], dict[str, RuleSet]]] = []
     for label, run in zip(labels(runs), runs, strict=True):
         if run.report:
-            score = run.report["score"]
+            score = run.report.score.rule_sets()
             same = next((names for names, other in found if other == score), None)
             if same is None:
                 found.append(([label], score))
@@ -201,15 +202,16 @@ def _environment(runs: Sequence[StoredRun]) -> list[tuple[str, list[str]]]:
     """Return (name, the value in each finished run), for what at least one of them knows."""
     reports = [run.report for run in runs if run.report]
     rows: list[tuple[str, list[Any]]] = [
-        ("device", [report["training"]["device"] for report in reports]),
-        ("precision", [report["training"]["precision"] for report in reports]),
-        ("deterministic", [report["training"]["deterministic"] for report in reports]),
-        ("data", [_source(report["data"]["source"]) for report in reports]),
-        ("data, SHA-256", [report["data"]["sha256"] for report in reports]),
-        ("weights, SHA-256", [report["weights"]["sha256"] for report in reports]),
+        ("device", [report.training.device for report in reports]),
+        ("precision", [report.training.precision for report in reports]),
+        ("deterministic", [report.training.deterministic for report in reports]),
+        ("data", [_source(report.data.source) for report in reports]),
+        ("data, SHA-256", [report.data.sha256 for report in reports]),
+        ("weights, SHA-256", [report.weights.sha256 for report in reports]),
     ]
-    names = dict.fromkeys(name for report in reports for name in report["environment"])
-    rows += [(name, [report["environment"].get(name) for report in reports]) for name in names]
+    rows += [
+        (name, [getattr(report.environment, name) for report in reports]) for name in Environment.model_fields
+    ]
     return [
         (name, [_shown(value) for value in values])
         for name, values in rows

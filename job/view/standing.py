@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from job.run.records import Scalar
+from job.run.report import Report
 from job.view.plots import Axis, Tick
 
 
@@ -150,20 +152,20 @@ class BlockShare:
         return self.parameter_share + self.operation_share
 
 
-def shares(report: dict[str, Any], recipe: dict[str, Any], classes: int) -> list[BlockShare]:
+def shares(report: Report, recipe: dict[str, Scalar], classes: int) -> list[BlockShare]:
     """Return the share of each top block under the `leaderboard` rules, in the network's order.
 
     Empty where recipe and report do not describe the same network of this program's, or one of phases.
     """
-    if "phases" in report:
+    if report.phases:
         return []
     import torch  # 1.5 s: a comparison of runs, and a run that is not finished, do without
 
     from job.network.wide_resnet import wide_resnet
     from job.score.rules import score
 
-    depth, width, parameters = recipe.get("depth"), recipe.get("width"), report["model"]["parameters"]
-    if not (type(depth) is type(width) is int and depth <= MAX_DEPTH and width <= MAX_WIDTH):
+    depth, width, parameters = recipe.get("depth"), recipe.get("width"), report.model.parameters
+    if not (type(depth) is int and type(width) is int and depth <= MAX_DEPTH and width <= MAX_WIDTH):
         return []
     try:
         with torch.device("meta"):
@@ -174,7 +176,7 @@ def shares(report: dict[str, Any], recipe: dict[str, Any], classes: int) -> list
         return []
     with torch.random.fork_rng(devices=[]):
         network = wide_resnet(depth, width, classes)
-    tally = score(network, tuple(report["model"]["input_shape"]), ["leaderboard"]).rule_sets["leaderboard"]
+    tally = score(network, tuple(report.model.input_shape), ["leaderboard"]).rule_sets["leaderboard"]
     blocks: dict[str, list[Fraction]] = {}
     for row in tally.layers():
         sums = blocks.setdefault(row.layer.partition(".")[0], [Fraction(), Fraction()])

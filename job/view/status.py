@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 from job.errors import DataError
 from job.events import printable
-from job.run import documents, layout, records
+from job.run import records
 from job.run.claims import latest
-from job.run.documents import Record
 from job.run.lineage import HEARTBEAT_SECONDS, REFUSED, last_beat, lineage
-from job.run.outputs import MAX_REPORT_BYTES
-from job.run.records import Beat, Place, Share
+from job.run.records import Beat, Place
+from job.run.report import Report
 from job.store.base import Store, TransientError
 from job.text import duration
 
@@ -160,22 +159,13 @@ def watch(store: Store, every_seconds: float = WATCH_SECONDS) -> Iterator[Observ
         time.sleep(every_seconds)
 
 
-class _Accuracy(Record):
-    final: Share
-
-
-class _Report(Record):
-    accuracy: _Accuracy
-
-
 def _final_accuracy(store: Store) -> float | None:
     """Return the report's accuracy, None in the moment before it is published or where it is damaged."""
     try:
-        data = documents.fetch(store, layout.REPORT, MAX_REPORT_BYTES).data
-        content = documents.json_object(data, layout.REPORT, MAX_REPORT_BYTES)
-        return _Report.parse(content, layout.REPORT).accuracy.final
+        report = Report.read(store)
     except DataError:
         return None
+    return report.accuracy.final if report else None
 
 
 def _age(time: str, now: datetime) -> float:

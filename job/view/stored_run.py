@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
-
-import jsonschema
+from typing import TypeVar
 
 from job.data.cifar import CIFAR100_SHA256
 from job.errors import DataError
 from job.run import documents, layout, records
 from job.run.lineage import FINISHED, REFUSED, Turn, last_beat, lineage, unsaved_seconds
-from job.run.records import Epoch, Identity, Worker
-from job.score import report as reports
+from job.run.records import Epoch, Identity, Scalar, Worker
+from job.run.report import AttemptEntry, Report
 from job.store.base import AbsentError, Store
 from job.view import status
 from job.view.answers import Answers
@@ -64,8 +62,8 @@ class StoredRun:
     """A run; `report` is None until it is finished, `status` from then on."""
 
     uri: str
-    report: dict[str, Any] | None
-    recipe: dict[str, Any]  # field to plain value
+    report: Report | None
+    recipe: dict[str, Scalar]
     history: list[Epoch]  # in order
     attempts: list[AttemptSummary]
     status: Status | None
@@ -80,12 +78,12 @@ class StoredRun:
     @property
     def identity(self) -> str:
         """The run's hash, which recipe.json and report.json hold; empty where neither was found."""
-        return str(self.report["run"]["id"] if self.report else self.recipe.get("identity", ""))
+        return str(self.report.run.id if self.report else self.recipe.get("identity", ""))
 
     @property
     def on_cifar100(self) -> bool:
         """Return whether it trains on CIFAR-100, the data set for which the challenge asks 80 %."""
-        sha256 = self.report["data"]["sha256"] if self.report else self.recipe.get("data_sha256")
+        sha256 = self.report.data.sha256 if self.report else self.recipe.get("data_sha256")
         return bool(sha256 == CIFAR100_SHA256)
 
     @property
@@ -101,12 +99,12 @@ def read(store: Store) -> StoredRun:
 
     Raises the store's errors.
     """
-    report = _file(store, layout.REPORT, parse_report)
+    report = Report.read(store)
     history = _file(store, layout.HISTORY, _history) or []
     turns = lineage(store)
     if report is None and not history and not turns:
         raise DataError(f"{store.uri} holds no run", "Name the --run of a training")
-    sha256 = report["predictions"]["sha256"] if report else None
+    sha256 = report.predictions.sha256 if report else None
     answers = _file(store, layout.PREDICTIONS, lambda data, _: Answers.decode(data, sha256))
     return StoredRun(
         uri=store.uri,
@@ -131,16 +129,6 @@ def runs_at(store: Store) -> list[str]:
     return [store.uri] if itself or not runs else [f"{store.uri}/{run}" for run in runs]
 
 
-def parse_report(data: bytes, name: str) -> dict[str, Any]:
-    """Return the report in `data`; DataError naming `name` where it is none."""
-    report = documents.json_object(data, name, MAX_BYTES)
-    try:
-        reports.encode(report)
-    except jsonschema.ValidationError as error:
-        raise _mistaken(name, f"{error.json_path}: {error.message[:200]}") from error
-    return report
-
-
 def _file(store: Store, key: str, parse: Callable[[bytes, str], Content]) -> Content | None:
     """Return the parsed file, None where there is none."""
     name = f"{store.uri}/{key}"
@@ -160,7 +148,7 @@ def _history(data: bytes, name: str) -> list[Epoch]:
     return records.epochs([documents.json_object(line, name) for line in data.splitlines()], name)
 
 
-def _recipe(data: bytes, name: str) -> dict[str, Any]:
+def _recipe(data: bytes, name: str) -> dict[str, Scalar]:
     found = Identity.parse(documents.json_object(data, name), name)
     return {**found.recipe, **({"identity": found.identity} if found.identity else {})}
 
@@ -178,15 +166,15 @@ def _mistaken(name: str, reason: str) -> DataError:
     )
 
 
-def _attempts(store: Store, turns: list[Turn], report: dict[str, Any] | None) -> list[AttemptSummary]:
+def _attempts(store: Store, turns: list[Turn], report: Report | None) -> list[AttemptSummary]:
     """Return the attempts of the claims, or of the report where the claims were not copied with it.
 
     Attempts that were refused, or came after the run was finished, did nothing and are left out.
     """
-    finished = report["lineage"]["attempts"] if report else []
+    finished = report.lineage.attempts if report else []
     if not turns:
         return [_attempt(_reported(entry), None, None) for entry in finished]
-    last = finished[-1]["generation"] if finished else turns[-1].generation
+    last = finished[-1].generation if finished else turns[-1].generation
     return [
         _attempt(
             replace(turn, reason=FINISHED) if finished and turn.generation == last else turn,
@@ -207,15 +195,12 @@ def downtimes(attempts: list[AttemptSummary]) -> list[float | None]:
     ]
 
 
-def _reported(entry: dict[str, Any]) -> Turn:
+def _reported(entry: AttemptEntry) -> Turn:
     """Return an attempt as a report describes it; its times are text of any kind."""
     worker = Worker.model_construct(
-        started=entry["started"],
-        host=entry["host"],
-        device=entry["device"],
-        processes=entry.get("processes"),
+        started=entry.started, host=entry.host, device=entry.device, processes=entry.processes
     )
-    return Turn(entry["generation"], worker, entry["reason"], entry["ended"])
+    return Turn(entry.generation, worker, entry.reason, entry.ended)
 
 
 def _attempt(turn: Turn, lost: float | None, last_seen: datetime | None) -> AttemptSummary:

@@ -4,6 +4,7 @@ import pytest
 
 from job.errors import ConfigurationError
 from job.run.outputs import History
+from job.run.report import BestEpoch
 
 
 def figures(accuracy: float, **more: float) -> dict[str, float]:
@@ -15,14 +16,14 @@ def test_best_epoch_is_the_first_of_the_highest_on_the_test_set() -> None:
     history = History()
     for accuracy in (0.1, 0.5, 0.5, 0.4):
         history.add(figures(accuracy), attempt=1)
-    assert history.best() == {"value": 0.5, "epoch": 2, "selected_on": "test"}
+    assert history.best() == BestEpoch(value=0.5, epoch=2, selected_on="test")
 
 
 def test_with_a_holdout_the_epoch_is_chosen_there_and_the_value_is_the_test_sets() -> None:
     history = History()
     for holdout, accuracy in ((0.2, 0.9), (0.7, 0.3), (0.6, 0.8)):
         history.add(figures(accuracy, holdout_accuracy=holdout), attempt=1)
-    assert history.best() == {"value": 0.3, "epoch": 2, "selected_on": "holdout"}
+    assert history.best() == BestEpoch(value=0.3, epoch=2, selected_on="holdout")
 
 
 @pytest.mark.parametrize("name", ["train_loss", "test_loss"])

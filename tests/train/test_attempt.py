@@ -188,7 +188,7 @@ def test_an_unreadable_claim_is_named_in_the_lineage(
         store.put("claims/1", damage)
         with claim() as attempt:
             attempt.saver.start()
-            section = attempt.lineage().to_json()
+            section = attempt.lineage().model_dump()
         first = section["attempts"][0]
         assert (first["reason"], first["started"], first["host"]) == ("unreadable", None, None)
         assert section["attempts"][-1]["reason"] == "finished"

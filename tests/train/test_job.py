@@ -34,7 +34,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(recipe: Recipe, placement: Placement) -> dict[str, Any]:
-    return job.train(recipe, placement, Preemption(10))
+    return job.train(recipe, placement, Preemption(10)).to_json()
 
 
 def place(archive: Path, run: Path) -> Placement:

@@ -35,6 +35,7 @@ from tests.archives import write_archive
 from tests.forked import micronet, started
 from tests.train.test_job import place
 from tests.train.test_trainer import STEPS, assert_same_bits, batches, run
+from tests.view.runs import COMPACT as COMPACT_REPORT
 
 RECIPE = Recipe(
     depth=10,
@@ -231,6 +232,21 @@ def finished(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return run, json.loads((run / "report.json").read_bytes())
 
 
+def form(value: Any) -> Any:
+    """The names in JSON, in order, without its values; of a list, and of a network's kinds, the first's."""
+    if isinstance(value, list):
+        return [form(part) for part in value[:1]]
+    if not isinstance(value, dict):
+        return None
+    return [
+        (name, form(list(part.values()) if name == "operations" else part)) for name, part in value.items()
+    ]
+
+
+def test_the_report_has_the_form_that_older_versions_wrote(finished: tuple[Path, dict[str, Any]]) -> None:
+    assert form(finished[1]) == form(json.loads(COMPACT_REPORT.read_bytes()))
+
+
 @pytest.fixture(scope="module")
 def dense(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "dense"
@@ -371,7 +387,7 @@ def test_a_quantised_run_is_no_start_and_a_fine_teacher(
     recipe = replace(RECIPE, prune_cycles=(Cycle(1, 1e-3),), quantise_cycles=())
     placement = replace(place(archive, tmp_path / "taught"), origins=Origins(teacher=str(finished[0])))
     report = job.train(recipe, placement, Preemption(10))
-    assert [phase["name"] for phase in report["phases"]] == [DENSE, PRUNE, STATISTICS]
+    assert [phase.name for phase in report.phases] == [DENSE, PRUNE, STATISTICS]
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.soak)])

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from job.recipe import Recipe
 from job.run import claims, layout, records
 from job.run.outputs import Run
 from job.run.records import Beat, Claim, End, Worker
-from job.score import report as reports
+from job.run.report import SCHEMA, Accuracy, BestEpoch, Report
 from job.store import Store
+from job.view.stored_run import StoredRun
 
-COMPACT = Path(__file__).parents[1] / "score" / "fixtures" / "compact-report.json"
+FIXTURES = Path(__file__).parents[1] / "run" / "fixtures"
+COMPACT, DENSE = FIXTURES / "compact-report.json", FIXTURES / "dense-report.json"
 START = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 
 SUPERCLASSES = [
@@ -105,6 +108,19 @@ def samples() -> bytes:
     return buffer.getvalue()
 
 
+def altered(run: StoredRun, changes: dict[str, Any]) -> StoredRun:
+    """The finished run with other values in its report, by their path: `{"data.sha256": "00"}`."""
+    assert run.report
+    content = run.report.to_json()
+    for path, value in changes.items():
+        *parts, last = path.split(".")
+        section = content
+        for part in parts:
+            section = section[part]
+        section[last] = value
+    return replace(run, report=Report.parse(content, "report.json"))
+
+
 def write_attempts(store: Store, kills: int, hours: float, finished: bool) -> list[dict[str, Any]]:
     """Write claims and heartbeats of `kills` vanished attempts and one more; return the lineage."""
     length = timedelta(hours=hours / (kills + 1))
@@ -175,7 +191,7 @@ def write_run(
     correct = round(10_000 * (history[-1]["accuracy"] if accuracy is None else accuracy))
     best = max(history, key=lambda line: float(line["accuracy"]))
     report = {
-        "schema": reports.SCHEMA,
+        "schema": SCHEMA,
         "run": {"id": run_id or recipe.fingerprint, "uri": store.uri},
         "model": {
             "name": "WideResNet-22-6",
@@ -183,9 +199,9 @@ def write_run(
             "parameters": 9693108,
             "input_shape": [3, 32, 32],
         },
-        "accuracy": reports.accuracy(
-            correct, 10_000, {"value": best["accuracy"], "epoch": best["epoch"], "selected_on": "test"}
-        ),
+        "accuracy": Accuracy.of(
+            correct, 10_000, BestEpoch(value=best["accuracy"], epoch=best["epoch"], selected_on="test")
+        ).model_dump(),
         "score": {
             "writeup": RULES | {"score": 0.4634393},
             "leaderboard": RULES,
@@ -236,5 +252,5 @@ def write_run(
     if compressed:
         sample = json.loads(COMPACT.read_text())
         report |= {name: sample[name] for name in ("phases", "accuracy", "score")}
-    store.put("report.json", reports.encode(report))
+    store.put("report.json", Report.parse(report, "report.json").encode())
     return report

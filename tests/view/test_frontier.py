@@ -8,7 +8,7 @@ from job.store import open_store
 from job.view import page
 from job.view.frontier import KNOWN, Frontier, frontier
 from job.view.stored_run import StoredRun, read
-from tests.view.runs import write_run
+from tests.view.runs import altered, write_run
 
 OTHER_DATA = "0" * 64
 
@@ -96,8 +96,7 @@ def test_every_point_is_inside_the_plot(stored: Any, accuracy: float) -> None:
 
 
 def test_a_score_of_zero_is_drawn_at_the_edge(stored: Any) -> None:
-    run = stored("zero")
-    run.report["score"]["official"]["score"] = 0
+    run = altered(stored("zero"), {"score.official.score": 0})
     assert 0 <= drawn(run).dots[0].x < 10
 
 

@@ -16,7 +16,7 @@ from job.store import open_store
 from job.view import page
 from job.view.comparison import labels
 from job.view.stored_run import StoredRun, read
-from tests.view.runs import write_run
+from tests.view.runs import altered, write_run
 
 EPOCHS_MAX_BYTES = 2_000_000
 
@@ -57,9 +57,7 @@ def run(path: Path, **how: object) -> StoredRun:
 
 def not_cifar100(run: StoredRun) -> StoredRun:
     run.recipe["data_sha256"] = "0" * 64
-    if run.report:
-        run.report["data"]["sha256"] = "0" * 64
-    return run
+    return altered(run, {"data.sha256": "0" * 64}) if run.report else run
 
 
 def curve_points(html: str, index: int) -> list[float]:
@@ -154,13 +152,12 @@ def test_of_many_differences_a_label_has_the_seed_only(tmp_path: Path) -> None:
 
 def test_what_changed_between_attempts_is_shown(tmp_path: Path) -> None:
     one = run(tmp_path, epochs=5, kills=2)
-    assert one.report is not None
     assert "changed between attempts" not in page.render([one])
-    one.report["lineage"]["drift"] = [
+    drift = [
         {"generation": 2, "field": "code", "before": "aaaa", "now": "<b>"},
         {"generation": 3, "field": "git", "before": None, "now": "bbbb"},
     ]
-    html = page.render([one])
+    html = page.render([altered(one, {"lineage.drift": drift})])
     assert "What changed between attempts" in html
     cells = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", html)]
     assert ["2", "code", "aaaa", "&lt;b&gt;"] in cells
@@ -169,9 +166,7 @@ def test_what_changed_between_attempts_is_shown(tmp_path: Path) -> None:
 
 def test_the_demos_data_is_named_in_words(tmp_path: Path) -> None:
     one = not_cifar100(run(tmp_path, epochs=5))
-    assert one.report is not None
-    one.report["data"]["source"] = "demo:"
-    html = page.render([one])
+    html = page.render([altered(one, {"data.source": "demo:"})])
     assert "generated, as train --demo does" in html
     assert "demo:" not in html
 
@@ -237,25 +232,26 @@ def test_80_per_cent_are_asked_for_on_cifar100_only(tmp_path: Path) -> None:
 def test_the_precision_explains_why_best_and_final_differ(tmp_path: Path) -> None:
     bf16 = run(tmp_path, epochs=5)
     assert bf16.report is not None
-    assert bf16.report["accuracy"]["best"]["epoch"] == 5
+    assert bf16.report.accuracy.best.epoch == 5
+    final = bf16.report.accuracy.final
     clause = "It was measured in bf16, as each epoch is: these are the final weights"
-    bf16.report["accuracy"]["best"]["value"] = bf16.report["accuracy"]["final"] + 0.001
+    bf16 = altered(bf16, {"accuracy.best.value": final + 0.001})
     assert f"{clause}, so the difference comes from the precision." in page.render([bf16])
-    bf16.report["accuracy"]["best"]["value"] = bf16.report["accuracy"]["final"]
+    bf16 = altered(bf16, {"accuracy.best.value": final})
     assert "It was measured in bf16, as each epoch is." in page.render([bf16])
-    bf16.report["accuracy"]["best"]["epoch"] = 4
+    bf16 = altered(bf16, {"accuracy.best.epoch": 4})
     html = page.render([bf16])
     assert "It was measured in bf16, as each epoch is; the final weights are measured in fp32." in html
     assert "precision of its training (bf16), the final accuracy in fp32" in html
-    bf16.report["training"]["precision"] = bf16.recipe["precision"] = "fp32"
+    bf16 = altered(bf16, {"training.precision": "fp32"})
+    bf16.recipe["precision"] = "fp32"
     assert "It was measured in" not in page.render([bf16])
     assert "precision of its training" not in page.render([bf16])
 
 
 def test_each_run_has_its_own_score(tmp_path: Path) -> None:
     runs = [run(tmp_path / name, epochs=5) for name in ("a", "b", "c")]
-    assert runs[1].report is not None
-    runs[1].report["score"]["official"]["score"] = 0.25
+    runs[1] = altered(runs[1], {"score.official.score": 0.25})
     html = page.render(runs)
     assert re.findall(r"10.49 B, of ([^<]+)</p>", html) == ["a, c", "b"]
     assert '<td class="number">0.25000</td>' in html
@@ -343,9 +339,7 @@ def test_text_out_of_a_bucket_stays_text(tmp_path: Path, text: str) -> None:
     hostile.recipe["seed"] = text
     hostile.recipe["width"] = text
     hostile.attempts[0] = type(hostile.attempts[0])(1, None, None, text, text, text, None)
-    assert hostile.report is not None
-    hostile.report["environment"]["git"] = text
-    hostile.report["data"]["source"] = text
+    hostile = altered(hostile, {"environment.git": text, "data.source": text})
     plain = run(tmp_path / "plain", epochs=5, kills=1, classes=["c"] * 10, superclasses=["a"] * 5 + ["b"] * 5)
     plain.recipe["width"] = "c"
     plain.attempts[0] = type(plain.attempts[0])(1, None, None, "c", "c", "c", None)

@@ -15,7 +15,7 @@ from job.run.lineage import Heartbeat, unsaved_seconds
 from job.store import Store, open_store
 from job.view import status
 from tests.run.checkpoint_runs import seal
-from tests.view.runs import WORKER, beat
+from tests.view.runs import DENSE, WORKER, beat
 
 
 @pytest.fixture
@@ -86,11 +86,11 @@ def test_a_finished_run_is_finished_whatever_came_after(store: Store) -> None:
     checkpoints = begin(store)
     commit(checkpoints, finished=True)
     assert status.read(store).accuracy is None  # not yet published
-    store.put("report.json", b'{"accuracy": {"final": 0.75}}')
+    store.put("report.json", DENSE.read_bytes())
     with pytest.raises(ConfigurationError):  # an attempt that is refused changes nothing
         Checkpoints.claim(store, "cd", WORKER)
     seen = status.read(store, in_seconds(3600))
-    assert (seen.phase, seen.attempts, seen.accuracy, seen.epoch) == ("finished", 1, 0.75, None)
+    assert (seen.phase, seen.attempts, seen.accuracy, seen.epoch) == ("finished", 1, 0.1, None)
 
 
 def test_before_the_first_checkpoint(store: Store) -> None:
