@@ -27,8 +27,8 @@ from job.commands.bench import PARTS
 
 LIMIT_SECONDS = 570.0
 TIMED_OUT = 124
-ALONE = [part for part in PARTS if part != "parallel"]
-"""The parts of `micronet bench` whose stage is `bench`; the other has its own."""
+PARALLEL = "parallel"
+"""The part of `micronet bench` that has a stage of its own."""
 
 ROOT = Path(__file__).parent.parent
 JOB = (sys.executable, "-m", "job.cli")
@@ -56,7 +56,7 @@ class Hour:
             "demo": {"stopped": self._demo()},
             "bench": self._bench(),
             "variants": self._variants(),
-            "parallel": self._parallel(),
+            PARALLEL: self._parallel(),
             "fashion": {"seeds": self._fashion()},
             "epoch": {"seeds": self._epoch()},
             "profile": {"profiler": self._program("profiler", *self._small("--steps", "2", "--width", "1"))},
@@ -97,7 +97,9 @@ class Hour:
                 "job": self._program("step", *self._small("--width", "1")),
             }
         return {
-            "bench": self._bench_command("--rounds", "4", *(f"--part={part}" for part in ALONE)),
+            "bench": self._bench_command(
+                "--rounds", "4", *(f"--part={part}" for part in PARTS if part != PARALLEL)
+            ),
             "job": self._program("step", "--batch-size", "256"),
             "stock": self._program("step", "--batch-size", "256", "--loop", "stock"),
         }
@@ -118,12 +120,11 @@ class Hour:
         return {name: self._bench_command(*loop, *words) for name, words in each.items()}
 
     def _parallel(self) -> Parts:
-        """Return what shards cost on one GPU; with several, how the model of these compares, and the bits."""
-        if self.quick:
-            words = ("--rounds", "1", "--seconds", "0.1s", *self._small("--width", "1"))
-            return {"bench": self._bench_command("--part", "parallel", *words)}
-        parts = {"bench": self._bench_command("--part", "parallel", "--rounds", "4")}
-        if self.gpus > 1:
+        """Measure what shards cost on one GPU; on several, check the model of these and prove their bits."""
+        rounds, seconds = ("1", "0.1s") if self.quick else ("4", "2s")
+        words = ("--rounds", rounds, "--seconds", seconds, *self._small("--width", "1"))
+        parts = {"bench": self._bench_command("--part", PARALLEL, *words)}
+        if self.gpus > 1 and not self.quick:
             parts["selftest"] = [*self._selftest(), "--processes", str(self.gpus)]
         return parts
 

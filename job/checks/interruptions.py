@@ -74,7 +74,7 @@ def plan_kills(count: int, epochs: int, seed: int) -> list[Kill]:
     places = [(phase, 1 + index * (epochs - 1) // len(early)) for index, phase in enumerate(early)]
     places += [(phase, epochs) for phase in late]
     delays = [PHASES[phase][1] * generator.random() for phase, _ in places]
-    aims = generator.random(count).tolist()
+    aims = ((generator.permutation(count) + generator.random(count)) / count).tolist()
     return [Kill(*place, delay, aim) for place, delay, aim in zip(places, delays, aims, strict=True)]
 
 

@@ -75,6 +75,14 @@ def test_each_prediction_is_of_a_part_of_its_stage(tmp_path: Path) -> None:
             assert prediction.low <= prediction.high
 
 
+def test_several_gpus_prove_their_bits(tmp_path: Path) -> None:
+    def parts(gpus: int) -> dict[str, list[str]]:
+        return Hour(tmp_path, "cuda", quick=False, data=None, gpus=gpus).stages()["parallel"]
+
+    assert list(parts(1)) == ["bench"]
+    assert parts(4)["selftest"][-2:] == ["--processes", "4"]
+
+
 def test_a_failed_command_fails_its_stage_and_not_the_next_command(tmp_path: Path) -> None:
     parts = {"bad": [sys.executable, "-c", "raise SystemExit(7)"], "good": ["printf", '{"value": 3}']}
     assert perform(tmp_path, "stage", parts, "") == 7
