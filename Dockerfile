@@ -80,7 +80,7 @@ RUN --mount=type=bind,from=dependencies,source=/opt/venv,target=/opt/venv \
 FROM dependencies AS image
 # Not by RUN with a mount, since podman's cache does not see that what is mounted has changed.
 COPY --from=code /opt/micronet /opt/micronet
-COPY --chmod=755 entrypoint.sh nodes.sh /
+COPY --chmod=755 entrypoint.sh /entrypoint.sh
 
 ARG REVISION=""
 ARG IMAGE=""

@@ -115,7 +115,7 @@ run_tests() {
   ruff format --check .
   mypy
   lint-imports
-  shellcheck setup.sh .ci/run entrypoint.sh nodes.sh bench/first_hour.sh infra/slurm/micronet.sbatch
+  shellcheck setup.sh .ci/run entrypoint.sh bench/first_hour.sh infra/slurm/micronet.sbatch
   hadolint Dockerfile
   # One thread each: two processes with two each would mostly wait for one another. On a processor with AVX512-FP16
   # oneDNN takes a reference kernel for fp16's backward pass: 0.77 s a step where PyTorch's own takes 0.07 s.

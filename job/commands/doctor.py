@@ -16,6 +16,7 @@ from job.commands.options import (
     device_option,
     is_demo,
     json_option,
+    processes_option,
     recipe_option,
     recipe_options,
     setting_option,
@@ -48,6 +49,7 @@ Examples:
 @cache_option
 @store_cache_option
 @device_option
+@processes_option
 @json_option
 @recipe_options
 @click.pass_context
@@ -61,6 +63,7 @@ def doctor(
     cache: str,
     store_cache: str | None,
     device: str,
+    processes: str,
     as_json: bool,
     **values: Any,
 ) -> int:
@@ -71,6 +74,7 @@ def doctor(
     another machine would have too, else of the first.
     """
     from job.data.archive import place
+    from job.machine.launch import AUTO, resolve
     from job.preflight.doctor import examine, exit_code
 
     demo = is_demo(demo, named, data)
@@ -80,8 +84,8 @@ def doctor(
         DataSettings(sources(data, demo), cache),
         DeviceSettings(chosen_device(device, gpu_required=not demo)),
     )
-    # With --processes: examine(recipe, placement, place(store_cache, run), recipe.shards, processes)
-    findings = examine(recipe, placement, place(store_cache, run))
+    count = int(processes) if processes != AUTO else resolve(processes, recipe.shards, device)
+    findings = examine(recipe, placement, place(store_cache, run), recipe.shards, count)
     code = exit_code(findings)
     if as_json:
         click.echo(

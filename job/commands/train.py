@@ -112,7 +112,7 @@ def train(
         end_with_agent()
     else:
         count = launch.resolve(processes, recipe.shards, device)
-        if count > 1:
+        if count > 1 or launch.machines() > 1:
             return launch.run(count, sys.argv[1:], grace, preemption)
     with preemption.deferred():  # torn imports leave modules that cannot be used
         from job.machine import faults

@@ -1,4 +1,4 @@
-"""Several processes for one run on this machine: torchrun's agent starts, watches and ends them together."""
+"""Several processes for one run, on one machine or several: torchrun's agent starts and ends them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 
-from job.errors import BEFORE_OTHERS, SUCCESS, JobError, MachineError, PreemptedError, UsageError
+from job.errors import (
+    BEFORE_OTHERS,
+    SUCCESS,
+    ConfigurationError,
+    JobError,
+    MachineError,
+    PreemptedError,
+    UsageError,
+)
 from job.machine.preemption import Preemption
 from job.machine.processes import AGENT, require_divisible
 
@@ -18,51 +26,81 @@ AUTO = "auto"
 LOOPBACK = "127.0.0.1"
 CRASHES = (signal.SIGSEGV, signal.SIGILL, signal.SIGFPE)
 
+NODES, MEETING_PLACE, MEETING, LOCAL_ADDRESS = (
+    "PET_NNODES",
+    "PET_RDZV_ENDPOINT",
+    "PET_RDZV_ID",
+    "PET_LOCAL_ADDR",
+)
+"""torchrun's variables: how many machines, where they meet and for which job, and this one's address."""
+
+MEETING_SECONDS = 900
+"""How long the agents of several machines wait for one another: for a node, an image, a start."""
+
+
+def machines() -> int:
+    """Return how many machines train together; raise ConfigurationError for what is no number of them."""
+    text = os.environ.get(NODES, "1")
+    if not text.isdecimal() or text == "0":
+        raise ConfigurationError(f"{NODES}={text} is no number of machines", f"Unset {NODES}, or correct it")
+    if int(text) > 1 and MEETING_PLACE not in os.environ:
+        raise ConfigurationError(
+            f"{NODES}={text} and no {MEETING_PLACE}", f"Set {MEETING_PLACE}=HOST:PORT to one of the machines"
+        )
+    return int(text)
+
 
 def resolve(requested: str, shards: int, device: str) -> int:
-    """Return how many processes to start for `--processes` on the device that --device asks for.
+    """Return how many processes to start here for `--processes` on the device that --device asks for.
 
     `auto` is as many as there are GPUs, on a processor cores, and as can share the shards. Raises
-    ConfigurationError for a number that cannot, UsageError for several with one GPU.
+    ConfigurationError for a number that cannot or has too few GPUs, UsageError for several with one GPU.
     """
-    if requested == AUTO:
+    nodes, count = machines(), 0 if requested == AUTO else int(requested)
+    if count != 1:
         import torch
 
         gpus = 0 if device == "cpu" else torch.cuda.device_count()
-        most = min(shards, gpus or len(os.sched_getaffinity(0)))
-        count = 1 << (most.bit_length() - 1)  # the largest power of two among them
-    else:
-        count = int(requested)
-    require_divisible(shards, count)
+        if count > gpus > 0:
+            raise ConfigurationError(
+                f"--processes {count} takes as many GPUs, and this process sees {gpus}",
+                f"Give --processes {AUTO}, or the container more GPUs",
+            )
+        most = max(1, min(shards // nodes, gpus or len(os.sched_getaffinity(0))))
+        count = count or 1 << (most.bit_length() - 1)  # the largest power of two among them
+    require_divisible(shards, nodes * count)
     if count > 1 and device.startswith("cuda:"):
         raise UsageError(f"--device {device} is one GPU for {count} processes", "Give --device cuda")
     return count
 
 
 def run(count: int, arguments: Sequence[str], grace_seconds: float, preemption: Preemption) -> int:
-    """Run this program with `arguments` in `count` processes; return the job's exit code.
+    """Run this program with `arguments` in `count` processes of each machine; return the job's exit code.
 
-    When one fails or the agent gets a signal, all get SIGTERM, and SIGKILL after `grace_seconds`.
+    When one fails or the agent gets a signal, all here get SIGTERM, and SIGKILL after `grace_seconds`. Raises
+    MachineError where the machines do not meet.
     """
     with preemption.deferred():  # torn imports leave modules that cannot be used
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous import RendezvousError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable()  # of the agent's own: each process logs why it ends
     os.environ[AGENT] = str(os.getpid())
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # by default gloo looks up the machine's own name
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # a process that ends is no reason for a stack trace
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # without a stack trace for each process that ends
+    nodes = machines()
+    if nodes == 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # by default gloo looks up the machine's own name
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes,
+        max_nodes=nodes,
         nproc_per_node=count,
-        run_id=uuid.uuid4().hex,
+        run_id=os.environ.get(MEETING, "micronet") if nodes > 1 else uuid.uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint=f"{LOOPBACK}:0",
-        local_addr=LOOPBACK,
+        rdzv_endpoint=os.environ[MEETING_PLACE] if nodes > 1 else f"{LOOPBACK}:0",
+        rdzv_configs={"read_timeout": MEETING_SECONDS, "join_timeout": MEETING_SECONDS} if nodes > 1 else {},
+        local_addr=os.environ.get(LOCAL_ADDRESS) if nodes > 1 else LOOPBACK,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         shutdown_timeout=math.ceil(grace_seconds),
@@ -73,6 +111,11 @@ def run(count: int, arguments: Sequence[str], grace_seconds: float, preemption: 
         return PreemptedError.exit_code
     except ChildFailedError as error:
         return job_code({rank: failure.exitcode for rank, failure in error.failures.items()})
+    except RendezvousError as error:
+        raise MachineError(
+            f"the {nodes} machines do not meet at {config.rdzv_endpoint} ({error})",
+            "Start the same command on each of them; the place must be one of them",
+        ) from error
     return SUCCESS.code
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
-import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +17,6 @@ SHARED_MEMORY_MIB = 1024
 https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting/runtime_and_mpi_issues.html"""
 
 TAKEN = 0.1  # share of it that other programs may have
-
-LAST_PORT = 65535
 
 MIB, GIB = 2**20, 2**30
 
@@ -53,9 +48,6 @@ def checks(shards: int, processes: int, device_type: str) -> list[Check]:
             Check("shared-memory", lambda: check_shared_memory(SHARED_MEMORY)),
         ]
     found.append(Check("backend", lambda: check_backend(device_type)))
-    if meets_here(os.environ):
-        address, port = (os.environ.get(f"MASTER_{name}", "") for name in ("ADDR", "PORT"))
-        found.append(Check("rendezvous", lambda: check_port(address, port)))
     return found
 
 
@@ -127,33 +119,6 @@ def check_backend(device_type: str) -> Finding:
         return ok("backend", "gloo, part of PyTorch")
     version = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
     return ok("backend", f"NCCL {'.'.join(map(str, version))}")
-
-
-def meets_here(environment: Mapping[str, str]) -> bool:
-    """Return whether a port is named, and no torchrun above this process has opened it already."""
-    return "MASTER_PORT" in environment and "TORCHELASTIC_RUN_ID" not in environment
-
-
-def check_port(address: str, port: str) -> Finding:
-    """Check that MASTER_PORT is free where MASTER_ADDR is this machine; raise ConfigurationError."""
-    where = f"MASTER_ADDR={address} MASTER_PORT={port}"
-    if not port.isdecimal() or int(port) > LAST_PORT:
-        raise ConfigurationError(f"{where}: that is no port", "Give 1024 to 65535, or unset both")
-    try:
-        family, kind, _, _, place = socket.getaddrinfo(
-            address or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind) as listener:
-            # As the server will, which takes a port whose last connections are still in TIME_WAIT.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(place)
-    except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            return ok("rendezvous", f"{where} is another machine's")
-        fix = "Give another MASTER_PORT, or unset both: a free port is found then"
-        fix = "Correct MASTER_ADDR" if isinstance(error, socket.gaierror) else fix
-        raise ConfigurationError(f"{where} cannot be used: {error.strerror}", fix) from error
-    return ok("rendezvous", f"{where} is free")
 
 
 def visible() -> list[Gpu]:

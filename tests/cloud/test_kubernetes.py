@@ -235,10 +235,12 @@ def test_several_nodes_find_each_other() -> None:
         [{"succeededIndexes": "0"}],
     )
     assert "MICRONET_ARRAY" not in variables  # the index is no seed's
-    nodes, processes = int(variables["PET_NNODES"]), int(variables["PET_NPROC_PER_NODE"])
+    arguments = container["args"]
+    shards, processes = (int(arguments[arguments.index(name) + 1]) for name in ("--shards", "--processes"))
+    nodes = int(variables["PET_NNODES"])
     assert nodes == spec["completions"] == spec["parallelism"]
     assert str(processes) == container["resources"]["limits"]["nvidia.com/gpu"]
-    assert int(container["args"][container["args"].index("--shards") + 1]) % (nodes * processes) == 0
+    assert shards % (nodes * processes) == 0
 
 
 def test_several_nodes_are_retried_and_confined_as_one_is() -> None:

@@ -59,13 +59,16 @@ def wait_until(condition: Callable[[], bool]) -> None:
 class Run:
     """A small training in the queue, and how far it is; `options` are those of sbatch."""
 
-    def __init__(self, cluster: Cluster, epochs: int, *options: str) -> None:
+    def __init__(self, cluster: Cluster, epochs: int, *options: str, shards: int = 1) -> None:
         self.cluster = cluster
         self.store = open_store(str(cluster.folder / f"disturbed-{epochs}"))
         archive = cluster.folder / "data.tar.gz"
         write_data(archive)
-        self.words = (f"--data={archive}", f"--cycles={epochs}@5e-3", *TRAINING)
-        micronet = f'cd {ROOT}\nexec "{sys.executable}" -m job.cli "$@"'
+        self.words = (f"--data={archive}", f"--cycles={epochs}@5e-3", f"--shards={shards}", *TRAINING)
+        # No name server knows the nodes' names.
+        here = "export PET_RDZV_ENDPOINT=127.0.0.1:${PET_RDZV_ENDPOINT##*:} PET_LOCAL_ADDR=127.0.0.1"
+        here += " GLOO_SOCKET_IFNAME=lo"
+        micronet = f'cd {ROOT}\n{here}\nexec "{sys.executable}" -m job.cli "$@"'
         variables = {"LAUNCH": launcher(cluster.folder / "micronet", micronet), **nowhere()}
         self.job = cluster.submit(
             SCRIPT, f"--run={self.store.uri}", *self.words, options=options, **variables
@@ -83,7 +86,7 @@ class Run:
         return differences(Result.read(open_store(str(undisturbed))), Result.read(self.store))
 
     def reasons(self) -> list[str]:
-        return [attempt["reason"] for attempt in Result.read(self.store).report["lineage"]["attempts"]]
+        return [attempt.reason for attempt in Result.read(self.store).report.lineage.attempts]
 
 
 def test_signalled_before_its_time_limit_a_run_is_requeued_and_keeps_its_bits(cluster: Cluster) -> None:
@@ -142,7 +145,7 @@ def test_the_tasks_of_an_array_know_its_size_and_their_places(cluster: Cluster) 
     assert (cluster.folder / "task-3").read_text() == "4 1 train --run runs/seeds\n"
 
 
-RECORD = 'echo "$SLURMD_NODENAME: $PET_NNODES $PET_NPROC_PER_NODE ${PET_RDZV_ENDPOINT%:*} $@"'
+RECORD = 'echo "$SLURMD_NODENAME: $PET_NNODES ${PET_RDZV_ENDPOINT%:*} $@"'
 
 
 def test_the_gpus_of_a_node_get_a_process_each(cluster: Cluster) -> None:
@@ -171,7 +174,7 @@ def test_several_nodes_have_an_agent_each_and_the_same_meeting_place(cluster: Cl
     job = cluster.submit(SCRIPT, "--run", "runs/large", options=options, LAUNCH=recorder)
     assert cluster.end(job) == ["COMPLETED"]
     said = sorted(cluster.output(job).splitlines())
-    assert said == [f"{node}: 2 2 one train --run runs/large" for node in ("one", "two")]
+    assert said == [f"{node}: 2 one train --processes 2 --run runs/large" for node in ("one", "two")]
 
 
 def test_a_node_that_was_preempted_requeues_the_job_and_one_that_is_refused_ends_it(cluster: Cluster) -> None:
@@ -194,22 +197,13 @@ def test_every_node_hears_of_the_time_limit(cluster: Cluster) -> None:
 
 
 @pytest.mark.soak
-def test_a_torchrun_on_each_node_passes_on_signal_and_code(cluster: Cluster) -> None:
-    """With nodes.sh and the real torchrun; `micronet` is a recorder."""
-    programs = cluster.folder / "programs"
-    programs.mkdir()
-    first = '[ -z "$SLURM_RESTART_COUNT" ] || exit 0\ntrap \'echo "heard $RANK"; exit 75\' TERM\n'
-    launcher(programs / "micronet", first + 'echo "ready $RANK of $WORLD_SIZE"\nsleep 200 & wait')
-    path = os.pathsep.join((str(programs), str(Path(sys.executable).parent), os.environ["PATH"]))
-    # No name server knows the nodes' names.
-    here = f'PET_RDZV_ENDPOINT=localhost:${{PET_RDZV_ENDPOINT##*:}} exec "{ROOT}/nodes.sh" "$@"'
-    launch = launcher(cluster.folder / "nodes", here)
-    job = cluster.submit(SCRIPT, options=["--nodes=2", "--gres=gpu:2"], LAUNCH=launch, PATH=path)
-    wait_until(lambda: cluster.output(job).count("of 4") == 4)
-    cluster.call("scancel", "--batch", "--signal=TERM", job)
-    assert cluster.end(job) == ["COMPLETED"], cluster.output(job)
-    assert sorted(re.findall(r"heard \d", cluster.output(job))) == [f"heard {rank}" for rank in range(4)]
-    assert cluster.restarts(job) == 1
+def test_preempted_on_two_nodes_a_run_is_requeued_and_keeps_its_bits(cluster: Cluster) -> None:
+    run = Run(cluster, 100, "--nodes=2", shards=2)
+    run.wait_for_progress()
+    cluster.call("scancel", "--batch", "--signal=TERM", run.job)
+    assert run.differences() == []
+    assert cluster.restarts(run.job) == 1
+    assert run.reasons() == ["preempted", "finished"]
 
 
 @pytest.mark.parametrize(

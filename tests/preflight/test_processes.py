@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +16,6 @@ from job.preflight.doctor import examine, exit_code
 from job.preflight.processes import GIB, MIB, Gpu
 from job.recipe import DEMO
 from job.settings import DEMO_DATA, DataSettings, DeviceSettings, Placement
-from tests.servers import free_ports
 
 L4, H100 = Gpu("NVIDIA L4", 22 * GIB), Gpu("NVIDIA H100", 79 * GIB)
 
@@ -92,70 +87,24 @@ def test_this_pytorch_can_exchange_gradients(monkeypatch: pytest.MonkeyPatch) ->
             processes.check_backend(device)
 
 
-@contextmanager
-def listening(address: str) -> Iterator[str]:
-    with socket.create_server((address, 0)) as server:
-        yield str(server.getsockname()[1])
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "localhost", ""])
-def test_a_taken_port_is_refused(address: str) -> None:
-    with listening("127.0.0.1") as port:
-        with pytest.raises(ConfigurationError, match=f"MASTER_PORT={port} .*in use") as caught:
-            processes.check_port(address, port)
-        assert caught.value.exit_code == 78
-        assert "MASTER_PORT" in caught.value.fix
-    assert processes.check_port(address, port).text.endswith("is free")
-
-
-def test_a_port_of_another_machine_is_left_to_it() -> None:
-    assert processes.check_port("192.0.2.1", "29500").text.endswith("another machine's")
-
-
-@pytest.mark.parametrize("port", ["", "http", "70000", "-1"])
-def test_what_is_no_port_is_refused(port: str) -> None:
-    with pytest.raises(ConfigurationError, match="that is no port"):
-        processes.check_port("127.0.0.1", port)
-
-
-def test_an_address_that_is_not_known_is_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"MASTER_ADDR=nowhere\.invalid") as caught:
-        processes.check_port("nowhere.invalid", "29500")
-    assert caught.value.fix == "Correct MASTER_ADDR"
-
-
-def test_a_torchrun_has_opened_its_port_itself() -> None:
-    assert processes.meets_here({"MASTER_PORT": "1"})
-    assert not processes.meets_here({})
-    assert not processes.meets_here({"MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"})
-
-
 def test_a_single_process_needs_none_of_it() -> None:
     assert processes.checks(8, 1, "cuda") == []
 
 
-def test_on_gpus_more_is_checked_than_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+def test_on_gpus_more_is_checked_than_on_a_processor() -> None:
     names = [check.name for check in processes.checks(8, 2, "cuda")]
     assert names == ["shards", "gpus", "peers", "shared-memory", "backend"]
-    monkeypatch.setenv("MASTER_PORT", "29500")
-    assert [check.name for check in processes.checks(8, 2, "cpu")] == ["shards", "backend", "rendezvous"]
+    assert [check.name for check in processes.checks(8, 2, "cpu")] == ["shards", "backend"]
 
 
-def test_the_doctor_reports_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+def test_the_doctor_reports_them(tmp_path: Path) -> None:
     data = DataSettings((DEMO_DATA,), str(tmp_path))
     placement = Placement(str(tmp_path / "run"), data, DeviceSettings("cpu"))
-    with listening("127.0.0.1") as taken:
-        monkeypatch.setenv("MASTER_PORT", taken)
-        found = {each.name: each for each in examine(DEMO, placement, None, shards=4, count=2)}
-    assert found["shards"].text == "4 shards, 2 for each of 2 processes"
-    assert (found["backend"].status, found["rendezvous"].exit_code) == ("ok", 78)
-    (port,) = free_ports(1)
-    monkeypatch.setenv("MASTER_PORT", str(port))
     findings = examine(DEMO, placement, None, shards=4, count=2)
-    assert exit_code(findings) == 0, os.linesep.join(each.text for each in findings)
+    assert exit_code(findings) == 0, [each.text for each in findings]
+    found = {each.name: each for each in findings}
+    assert found["shards"].text == "4 shards, 2 for each of 2 processes"
+    assert found["backend"].status == "ok"
     findings = examine(DEMO, placement, None, shards=8, count=3)
     assert exit_code(findings) == 78
 

@@ -126,32 +126,59 @@ def test_no_process_is_left_when_the_agent_is_killed_while_they_start(
     assert not list(tmp_path.iterdir())
 
 
-def test_two_agents_are_two_machines(options: list[str], tmp_path: Path) -> None:
-    """torchrun's own command, started twice; the machines have caches of their own."""
-    port, agents = free_port(), []
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "MICRONET_RUN": str(tmp_path / "run")}
-    environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-    recipe = [*options, "--cycles", "2@5e-3"]
-    for machine in range(2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-        command += [
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-endpoint",
-            f"127.0.0.1:{port}",
-            "--local-addr",
-            "127.0.0.1",
-        ]
-        command += ["-m", "job", "train", *recipe]  # torchrun takes --run for one of its own options
-        command += ["--cache", str(tmp_path / f"cache{machine}")]
-        agents.append(subprocess.Popen(command, env=environment))
+def agents(commands: Sequence[list[str]], **variables: str) -> list[int]:
+    """Start commands, as on several machines, and return their exit codes."""
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR", **variables}
+    started = [subprocess.Popen(command, env=environment) for command in commands]
     try:
-        assert [agent.wait(120) for agent in agents] == [SUCCESS, SUCCESS]
+        return [agent.wait(180) for agent in started]
     finally:
-        for agent in agents:
+        for agent in started:
             agent.kill()
+
+
+def test_two_agents_are_two_machines(options: list[str], tmp_path: Path) -> None:
+    recipe = [*options, "--cycles", "2@5e-3"]
+    command = [sys.executable, "-m", "job", "train", "--run", str(tmp_path / "run"), *recipe]
+    place = {
+        "PET_NNODES": "2",
+        "PET_RDZV_ENDPOINT": f"127.0.0.1:{free_port()}",
+        "PET_LOCAL_ADDR": "127.0.0.1",
+    }
+    commands = [[*command, "--cache", str(tmp_path / f"cache{machine}")] for machine in range(2)]
+    assert agents(commands, **place) == [SUCCESS, SUCCESS]
     finish(["--run", str(tmp_path / "whole"), *recipe])
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.soak
+def test_so_are_two_torchruns(options: list[str], tmp_path: Path) -> None:
+    recipe = [*options, "--cycles", "2@5e-3"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
+    commands = [[*torchrun, "-m", "job", "train", *recipe]] * 2
+    assert agents(commands, MICRONET_RUN=str(tmp_path / "run")) == [SUCCESS, SUCCESS]
+    finish(["--run", str(tmp_path / "whole"), *recipe])
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"PET_NNODES": "two"}, "PET_NNODES=two is no number of machines"),
+        ({"PET_NNODES": "2"}, "PET_NNODES=2 and no PET_RDZV_ENDPOINT"),
+        (
+            {"PET_NNODES": "4", "PET_RDZV_ENDPOINT": "127.0.0.1:1"},
+            "4 processes cannot share the 2 of --shards",
+        ),
+    ],
+)
+def test_machines_that_cannot_meet_are_refused_at_once(
+    options: list[str], tmp_path: Path, variables: dict[str, str], words: str
+) -> None:
+    ended = forked.micronet("train", "--run", str(tmp_path), *options, **variables)
+    assert ended.returncode == CONFIGURATION
+    assert words in ended.stderr
 
 
 def test_what_cannot_be_shared_is_refused_at_once(options: list[str], tmp_path: Path) -> None:
