@@ -46,7 +46,7 @@ class LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
         """Return the rounded values, in their dtype and layout; levels of -1 and 1 are without 0."""
-        ctx.save_for_backward(values, step)  # values are kept for other backwards too, their ratio is not
+        ctx.save_for_backward(values, step)  # and not their ratio, which nobody else keeps
         ctx.levels = low, high
         ratio = _ratio(values, step)
         level = _nearest_level(ratio, low, high, out=ratio)
