@@ -43,6 +43,7 @@ def test_fingerprint_changes_with_every_field_and_with_nothing_else() -> None:
         "distillation": 0.0,
         "statistics_epochs": 0,
         "batch_size": 128,
+        "shards": 2,
         "weight_decay": 0.0,
         "mixup_alpha": 0.2,
         "crop_padding": 0,
