@@ -84,6 +84,7 @@ class Group:
         self.rank, self.count = rank, count
         self._links = links
         self._sent: tuple[Tensor, Any] | None = None
+        self._checked = math.inf  # when the last step ended
 
     @classmethod
     def join(cls, device: torch.device, step_timeout: float) -> Group:
@@ -189,8 +190,10 @@ class Group:
         if self.count == 1:
             preemption.check(save_seconds)
             return
-        due = preemption.requested or preemption.remaining() <= save_seconds
-        left = self._least(0.0 if due else preemption.gone - time.monotonic())
+        now = time.monotonic()
+        one_step, self._checked = max(0.0, now - self._checked), now
+        due = preemption.requested or preemption.remaining() <= save_seconds + one_step
+        left = self._least(0.0 if due else preemption.gone - now)
         if left <= 0:
             preemption.request("another process was asked to stop")
             preemption.check()
