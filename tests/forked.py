@@ -136,6 +136,7 @@ def serve(number: int) -> None:
 
     import job.cli
     import job.commands
+    import job.store.s3
     import job.train.evaluate
     import job.train.job  # noqa: F401
     from job.view import page

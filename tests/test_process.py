@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.archives import write_archive
+from tests.forked import Process
 from tests.limits import limited
 
 TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--cycles", "2@1e-3", "--batch-size", "16"]
@@ -44,7 +45,7 @@ def redirected(command: list[str], redirections: str, **options: Any) -> subproc
     [
         pytest.param("2>&-", "json", marks=pytest.mark.soak),
         ("<&- >&- 2>&-", "json"),
-        ("2>/dev/full", "human"),
+        pytest.param("2>/dev/full", "human", marks=pytest.mark.soak),
         (">/dev/full", "human"),
     ],
 )
@@ -62,16 +63,21 @@ def test_a_training_ends_with_its_report_whatever_its_streams_do(
             assert b'"event"' not in path.read_bytes(), path
 
 
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_training_ends_with_its_report_when_nobody_reads_it_any_more(
-    archive: Path, tmp_path: Path, stream: str
+@pytest.mark.parametrize("number", [1, 2], ids=["stdout", "stderr"])
+@pytest.mark.parametrize("end", ["unread", "full"])
+def test_a_training_ends_with_its_report_when_a_stream_takes_no_more(
+    archive: Path, tmp_path: Path, number: int, end: str
 ) -> None:
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: subprocess.PIPE}
-    with subprocess.Popen(train(archive, tmp_path), **streams) as process:  # type: ignore[call-overload]
-        if stream == "stderr":
-            process.stderr.readline()
-        getattr(process, stream).close()
-        assert process.wait(120) == 0
+    reader, writer = os.pipe()
+    with Path(os.devnull).open("rb+") as nothing, Path("/dev/full").open("wb") as full:
+        streams = [nothing.fileno()] * 3
+        streams[number] = full.fileno() if end == "full" else writer
+        process = Process(train(archive, tmp_path)[len(MICRONET) :], dict(os.environ), streams, "")
+    os.close(writer)
+    if end == "unread" and number == 2:
+        os.read(reader, 100)  # its first event
+    os.close(reader)
+    assert process.wait(120) == 0
     assert (tmp_path / "run" / "report.json").exists()
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.errors import JobError
 from job.text import has_credentials, redact, redact_text
+from tests.forked import micronet
 from tests.servers import SeaweedFS
 
 SHOWN = [
@@ -106,16 +103,6 @@ def test_credentials_are_found(text: str) -> None:
 )
 def test_what_holds_none_is_not_refused(text: str) -> None:
     assert not has_credentials(text)
-
-
-def micronet(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "job.cli", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(

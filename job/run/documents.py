@@ -110,12 +110,12 @@ def _seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def mistyped(name: str, error: ValidationError) -> DataError:
+def mistyped(name: str, error: ValidationError, fix: str = "") -> DataError:
     """Return the error that names `name` and the first field that is not as typed."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))[:100]
     reason = f"{place}: {first['msg']}" if place else first["msg"]
-    return DataError(f"{name} is not what this program writes ({reason[:200]})")
+    return DataError(f"{name} is not what this program writes ({reason[:200]})", fix)
 
 
 def _check_plain(content: Any) -> None:

@@ -84,7 +84,7 @@ class Turn:
         )
 
 
-def summary(store: Store, turns: list[Turn], checkpoints: int) -> Lineage:
+def to_report(store: Store, turns: list[Turn], checkpoints: int) -> Lineage:
     """Return the report's lineage of `turns`, in order, all ended; raises the store's errors."""
     return Lineage(
         attempts=[turn.entry() for turn in turns],

@@ -7,10 +7,9 @@ not apply or an older version wrote the report; `None` without a default is a va
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, WithJsonSchema
-from pydantic.json_schema import JsonSchemaValue
 
 from job.phases import DENSE, PRUNE, QUANTISE, STATISTICS
 from job.recipe import PRECISIONS
@@ -19,7 +18,8 @@ from job.run.documents import Record, mistyped
 from job.run.records import Sha256, Share
 from job.store.base import AbsentError, Store
 
-SCHEMA: Literal["micronet.score-report/1"] = "micronet.score-report/1"
+Schema = Literal["micronet.score-report/1"]
+SCHEMA: Schema = "micronet.score-report/1"
 MAX_BYTES = 2**25
 THRESHOLD = 0.8  # the challenge's: at least 8,000 of the 10,000 test images, without rounding
 
@@ -30,7 +30,7 @@ Counted = Annotated[Whole | Amount, WithJsonSchema({"type": "number", "minimum":
 """A count in units of 32 bits: an int where it is whole."""
 
 Bits = Annotated[int, Field(ge=1, le=32)]
-Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """Text of any kind, since older versions did not check it."""
 
 
@@ -195,8 +195,8 @@ class AttemptEntry(Section):
     """One attempt at the run, and how it ended."""
 
     generation: Positive
-    started: Time | None
-    ended: Time | None
+    started: Timestamp | None
+    ended: Timestamp | None
     reason: str
     host: str | None
     device: str | None
@@ -243,7 +243,7 @@ class Environment(Section):
 class Report(Section):
     """The report of a finished run."""
 
-    version: Literal["micronet.score-report/1"] = Field(alias="schema")
+    version: Schema = Field(alias="schema")
     run: RunName
     model: Model
     accuracy: Accuracy
@@ -256,7 +256,7 @@ class Report(Section):
     lineage: Lineage
     environment: Environment
 
-    def to_json(self) -> JsonSchemaValue:
+    def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, without what is absent."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
@@ -271,8 +271,7 @@ class Report(Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            cause = mistyped(name, error)
-            raise type(cause)(cause.message, "Find out what has changed the file, or move it away") from error
+            raise mistyped(name, error, "Find out what has changed the file, or move it away") from error
 
     @classmethod
     def read(cls, store: Store) -> Self | None:

@@ -19,7 +19,7 @@ from job.machine.notices import NoticePoller
 from job.machine.preemption import Preemption
 from job.run import claims, layout, records
 from job.run.checkpoints import Checkpoints
-from job.run.lineage import FINISHED, Turn, report_drift, report_lost_attempt, summary
+from job.run.lineage import FINISHED, Turn, report_drift, report_lost_attempt, to_report
 from job.run.manifests import Checkpoint
 from job.run.outputs import Copy, History, Run
 from job.run.records import Worker
@@ -180,7 +180,7 @@ class Attempt:
     def _lineage(self) -> Lineage:
         turns = [turn for turn in self.checkpoints.attempts() if turn.generation < self.generation]
         turns.append(Turn(self.generation, self.checkpoints.worker, FINISHED, records.now()))
-        return summary(self.store, turns, self.saved + 1)
+        return to_report(self.store, turns, self.saved + 1)
 
     def _commit(self, state: TrainingState) -> None:
         """Write one state; the saver's thread calls it."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from job import cli, events
 from job.checks.interruptions import (
     LATE,
     PHASES,
@@ -31,6 +32,7 @@ from job.machine.preemption import Preemption
 from job.run.records import Epoch
 from job.run.report import Report
 from job.store import open_store
+from tests.forked import started as forked
 from tests.run.checkpoint_runs import seeded
 from tests.servers import FaultProxy
 from tests.view.runs import COMPACT
@@ -74,8 +76,17 @@ def assert_proved(done: subprocess.CompletedProcess[str], uri: str, kills: int) 
 
 
 @pytest.mark.timeout(900)
-def test_two_kills_the_fence_and_the_fallback_in_a_bucket(s3_uri: str) -> None:
-    assert_proved(run_selftest(s3_uri, "--kills", "2"), s3_uri, 2)
+def test_two_kills_the_fence_and_the_fallback_in_a_bucket(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here its attempts are forked; those below, and a signal's test, have interpreters of their own."""
+    monkeypatch.setattr("job.checks.laboratory.started", lambda options, preemption: forked(options))
+    words = ["micronet", "--log-format", "json", "selftest", "--run", s3_uri, "--kills", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+    code = cli._run()
+    events.configure("human")
+    printed = capsys.readouterr()
+    assert_proved(subprocess.CompletedProcess(words, code, printed.out, printed.err), s3_uri, 2)
 
 
 @pytest.mark.soak
