@@ -57,6 +57,8 @@ def resolve(requested: str, shards: int, device: str) -> int:
     ConfigurationError for a number that cannot or has too few GPUs, UsageError for several with one GPU.
     """
     nodes, count = machines(), 0 if requested == AUTO else int(requested)
+    if count:
+        require_divisible(shards, nodes * count)
     if count != 1:
         import torch
 
@@ -68,7 +70,7 @@ def resolve(requested: str, shards: int, device: str) -> int:
             )
         most = max(1, min(shards // nodes, gpus or len(os.sched_getaffinity(0))))
         count = count or 1 << (most.bit_length() - 1)  # the largest power of two among them
-    require_divisible(shards, nodes * count)
+        require_divisible(shards, nodes * count)
     if count > 1 and device.startswith("cuda:"):
         raise UsageError(f"--device {device} is one GPU for {count} processes", "Give --device cuda")
     return count
