@@ -95,21 +95,14 @@ def test_several_processes_end_with_the_bits_of_one(
     assert [each.events for each in others] == [[]] * (count - 1)  # the progress is process 0's
 
 
+DENSE = ["--prune-cycles", "none", "--quantise-cycles", "none"]
+BF16 = [*DENSE, "--precision", "bf16"]
+
+
 def test_they_do_so_in_bf16(options: list[str], tmp_path: Path) -> None:
-    lower = [
-        *options,
-        "--precision",
-        "bf16",
-        "--cycles",
-        "1@5e-3",
-        "--prune-cycles",
-        "none",
-        "--quantise-cycles",
-        "none",
-    ]
-    for count in (1, 2):
-        finish(tmp_path / str(count), lower, count)
-    assert weights(tmp_path / "1") == weights(tmp_path / "2")
+    for count in (1, 2, 4):
+        finish(tmp_path / str(count), [*options, *BF16], count)
+    assert weights(tmp_path / "1") == weights(tmp_path / "2") == weights(tmp_path / "4")
 
 
 def kills(run: Path | str, options: Sequence[str], number: int, seed: int) -> None:
@@ -141,6 +134,14 @@ def test_kills_and_other_numbers_of_processes_end_with_the_same_bits(
 def test_ten_kills_on_s3_end_with_the_same_bits(options: list[str], reference: bytes, s3_uri: str) -> None:
     kills(s3_uri, options, 10, random.randrange(2**32))
     assert weights(s3_uri) == reference
+
+
+@pytest.mark.soak
+def test_ten_kills_in_a_folder_end_with_the_same_bits_in_bf16(options: list[str], tmp_path: Path) -> None:
+    long = [*options, *BF16, "--cycles", "6@5e-3"]
+    finish(tmp_path / "whole", long, 1)
+    kills(tmp_path / "killed", long, 10, random.randrange(2**32))
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
