@@ -105,43 +105,45 @@ def test_they_do_so_in_bf16(options: list[str], tmp_path: Path) -> None:
     assert weights(tmp_path / "1") == weights(tmp_path / "2") == weights(tmp_path / "4")
 
 
-def kills(run: Path | str, options: Sequence[str], number: int, seed: int) -> None:
-    """Make attempts of 1, 2 or 4 processes, kill one of them each time, and finish the run."""
-    chance = random.Random(seed)
+def kills(run: Path | str, options: Sequence[str], number: int, seed: int) -> int:
+    """Make attempts of 1, 2 or 4 processes, kill one process of each, finish the run; return the kills."""
+    chance, done = random.Random(seed), 0
     print("seed", seed)
-    for _ in range(number):
+    while done < number:
         count = chance.choice([1, 2, 4])
         with together(count, ["--run", run, *options]) as children:
             if not children[0].until(named("checkpoint")):
-                break  # it was nearly done
+                break  # it was nearly finished
             time.sleep(chance.uniform(0, 0.5))
             victim = chance.choice(children)
             victim.signal(signal.SIGKILL)
             ended = codes(children)
+        done += ended[children.index(victim)] == -signal.SIGKILL
         rest = {code for child, code in zip(children, ended, strict=True) if child is not victim}
         assert rest <= {MACHINE, 0}, (ended, [child.last_words() for child in children])
     finish(run, options, chance.choice([1, 2, 4]))
+    return done
 
 
 def test_kills_and_other_numbers_of_processes_end_with_the_same_bits(
     options: list[str], reference: bytes, tmp_path: Path
 ) -> None:
-    kills(tmp_path, options, 3, random.randrange(2**32))
+    assert kills(tmp_path, options, 3, random.randrange(2**32)) > 0
     assert weights(tmp_path) == reference
 
 
-@pytest.mark.soak
-def test_ten_kills_on_s3_end_with_the_same_bits(options: list[str], reference: bytes, s3_uri: str) -> None:
-    kills(s3_uri, options, 10, random.randrange(2**32))
-    assert weights(s3_uri) == reference
+LONG = ["--cycles", "12@5e-3", "--prune-cycles", "12@1e-3", "--quantise-cycles", "12@1e-3"]
 
 
 @pytest.mark.soak
-def test_ten_kills_in_a_folder_end_with_the_same_bits_in_bf16(options: list[str], tmp_path: Path) -> None:
-    long = [*options, *BF16, "--cycles", "6@5e-3"]
-    finish(tmp_path / "whole", long, 1)
-    kills(tmp_path / "killed", long, 10, random.randrange(2**32))
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+@pytest.mark.parametrize(("kind", "recipe"), [("s3", LONG), ("folder", [*BF16, "--cycles", "40@5e-3"])])
+def test_ten_kills_end_with_the_same_bits(
+    options: list[str], kind: str, recipe: list[str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    run = request.getfixturevalue("s3_uri") if kind == "s3" else str(tmp_path / "killed")
+    finish(tmp_path / "whole", [*options, *recipe], 1)
+    assert kills(run, [*options, *recipe], 10, random.randrange(2**32)) == 10
+    assert weights(run) == weights(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
