@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from job.phases import Cycle
 from job.recipe import Recipe
 from job.train.exchange import ShardedStep
 from job.train.trainer import Trainer
+from tests.forked import micronet
 
 CPU = torch.device("cpu")
 CLASSES = 100
@@ -116,8 +115,7 @@ def results() -> dict[str, object]:
     """The result of the smallest bench, by the command line."""
     parts = ("loop", "augmentation", "host", "determinism", "parallel")
     options = ["--depth", "10", "--width", "1", "--batch-size", "8", "--rounds", "1", "--seconds", "0.1"]
-    command = [sys.executable, "-m", "job.cli", "bench", "--json", "--price", "2", *options]
-    done = subprocess.run([*command, *(f"--part={part}" for part in parts)], capture_output=True, text=True)
+    done = micronet("bench", "--json", "--price", "2", *options, *(f"--part={part}" for part in parts))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -39,8 +39,8 @@ def hour(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "passed",
     [
-        # commands that other stages or tests/checks/test_selftest.py run too
-        pytest.param(["selftest", "variants", "parallel", "epoch"], id="most"),
+        # commands that other stages, tests/checks/test_selftest.py or tests/preflight/test_doctor.py run too
+        pytest.param(["doctor", "selftest", "variants", "parallel", "epoch"], id="most"),
         pytest.param([], id="all", marks=pytest.mark.soak),
     ],
 )

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from job.checks.child import started
-from job.machine.preemption import Preemption
 from job.store import Store, open_store
 from job.view import page, status, stored_run
+from tests.forked import started
 
 COMMAND = (
     "--depth", "10", "--width", "1", "--cycles", "4@5e-3,2@1e-3", "--batch-size", "16", "--holdout", "16",
@@ -86,7 +85,7 @@ def test_it_is_resumed_to_the_bits_of_the_version_that_left_it(
         monkeypatch.setenv(name, value)
     (tmp_path / "data.tar.gz").write_bytes(old.data)
     where = ["--run", store.uri, "--data", str(tmp_path / "data.tar.gz"), "--cache", str(tmp_path / "cache")]
-    with started([*where, *COMMAND], Preemption(30)) as child:
+    with started([*where, *COMMAND]) as child:
         assert child.end() == 0, child.last_words()
     (skipped,) = [event for event in child.events if event["event"] == "checkpoint_skipped"]
     assert skipped["manifest"] == "manifests/2-1.json"

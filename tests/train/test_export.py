@@ -12,23 +12,29 @@ import pytest
 import torch
 
 from job.commands import cli
+from job.data import demo, pack
 from job.data.dataset import prepare
 from job.errors import ConfigurationError
 from job.network.onnx_model import FromPixels
-from job.settings import DEMO_DATA
 from job.train.export import TIE, Tie, compare, perturbed
 from tests.archives import write_archive
 from tests.forked import micronet
 from tests.network.networks import INFO, network
 
-TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--cycles", "1@5e-3", "--batch-size", "1000"]
+TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--cycles", "1@5e-3", "--batch-size", "50"]
+IMAGES = 600
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run of a small demo and its data."""
+    """A folder with a run and its data, as the demo's."""
     place = tmp_path_factory.mktemp("place")
-    done = micronet("train", "--demo", *TINY, "--run", place / "run", "--cache", place / "cache")
+    generator = np.random.default_rng(0)
+    train, test = demo.generate(5, generator), demo.generate(6, generator)
+    classes = [str(number) for number in range(100)]
+    pack.write_archive(place / "data.tar.gz", train, test, classes, classes)
+    where = ("--data", place / "data.tar.gz", "--run", place / "run", "--cache", place / "cache")
+    done = micronet("train", *TINY, *where)
     assert done.returncode == 0, done.stderr
     return place
 
@@ -38,10 +44,10 @@ def test_the_file_predicts_what_the_run_predicted_for_every_test_image(place: Pa
     assert (done.returncode, done.stderr) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert lines["onnx"] == str(place / "run" / "model.onnx")
-    assert lines["checked"].startswith("2000 test images with onnxruntime: the same predictions")
+    assert lines["checked"].startswith(f"{IMAGES} test images with onnxruntime: the same predictions")
     assert lines["opset"] == "21"
 
-    dataset = prepare((DEMO_DATA,), place / "cache").dataset
+    dataset = prepare((str(place / "data.tar.gz"),), place / "cache").dataset
     session = onnxruntime.InferenceSession(Path(lines["onnx"]), providers=["CPUExecutionProvider"])
     logits = session.run(None, {"pixels": dataset.test.images})[0]
     with np.load(place / "run" / "predictions.npz") as stored:
@@ -54,7 +60,7 @@ def test_the_weights_can_be_named_and_the_file_too(place: Path, tmp_path: Path) 
     done = micronet("export", weights, "--output", output, "--json", "--cache", place / "cache")
     about = json.loads(done.stdout)
     assert about["file"] == str(output)
-    assert about["checked"]["images"] == 2000
+    assert about["checked"]["images"] == IMAGES
     assert about["checked"]["ties"] == []
     assert 0 < about["checked"]["largest_difference"] < 1e-4
     assert output.stat().st_size > 100_000
