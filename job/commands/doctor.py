@@ -85,7 +85,7 @@ def doctor(
         DeviceSettings(chosen_device(device, gpu_required=not demo)),
     )
     count = int(processes) if processes != AUTO else resolve(processes, recipe.shards, device)
-    findings = examine(recipe, placement, place(store_cache, run), recipe.shards, count)
+    findings = examine(recipe, placement, place(store_cache, run), count)
     code = exit_code(findings)
     if as_json:
         click.echo(

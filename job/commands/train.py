@@ -33,7 +33,6 @@ from job.commands.options import (
 from job.machine import launch
 from job.machine.preemption import Preemption
 from job.machine.process import OutputError, require_threads
-from job.machine.processes import end_with_agent, under_torchrun
 from job.run import layout
 from job.settings import AttemptSettings, DataSettings, DeviceSettings, Origins, Placement
 
@@ -108,8 +107,8 @@ def train(
     preemption: Preemption = context.obj
     preemption.grace_seconds = grace
     require_threads()
-    if under_torchrun():
-        end_with_agent()
+    if launch.under_torchrun():
+        launch.end_with_agent()
     else:
         count = launch.resolve(processes, recipe.shards, device)
         if count > 1 or launch.machines() > 1:

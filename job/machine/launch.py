@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
@@ -20,10 +21,11 @@ from job.errors import (
     UsageError,
 )
 from job.machine.preemption import Preemption
-from job.machine.processes import AGENT, require_divisible
 
 AUTO = "auto"
 LOOPBACK = "127.0.0.1"
+AGENT = "MICRONET_AGENT_PID"  # the agent's number, for the processes that it starts
+PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 CRASHES = (signal.SIGSEGV, signal.SIGILL, signal.SIGFPE)
 
 NODES, MEETING_PLACE, MEETING, LOCAL_ADDRESS = (
@@ -36,6 +38,38 @@ NODES, MEETING_PLACE, MEETING, LOCAL_ADDRESS = (
 
 MEETING_SECONDS = 900
 """How long the agents of several machines wait for one another: for a node, an image, a start."""
+
+
+def under_torchrun() -> bool:
+    """Return whether torchrun's agent has started this process."""
+    return {"TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def local_rank() -> int | None:
+    """Return the number of this process on this machine, from 0; None without torchrun."""
+    return int(os.environ["LOCAL_RANK"]) if under_torchrun() else None
+
+
+def end_with_agent() -> None:
+    """Have the kernel send SIGTERM when the agent ends, however it does (Linux).
+
+    Raises PreemptedError where it ended while this process started.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.environ.get(AGENT, str(os.getppid())) != str(os.getppid()):
+        raise PreemptedError("the agent has ended", "Run the same command again")
+
+
+def require_divisible(shards: int, count: int) -> None:
+    """Raise ConfigurationError where `count` processes cannot share a step's shards equally."""
+    if count < 1 or shards % count:  # a divisor of a power of two is one
+        possible = ", ".join(str(2**power) for power in range(shards.bit_length()))
+        raise ConfigurationError(
+            f"{count} processes cannot share the {shards} of --shards equally",
+            f"Give --processes {possible}, or another --shards",
+        )
 
 
 def machines() -> int:

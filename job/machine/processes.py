@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from job import events
 from job.errors import ConfigurationError, MachineError, PreemptedError
+from job.machine.launch import require_divisible, under_torchrun
 from job.machine.preemption import Preemption
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
-AGENT = "MICRONET_AGENT_PID"  # the agent's number, where `micronet train --processes` is the agent
 FOR_EVER = timedelta(days=30)
 BEATS, BEAT_SECONDS, POLL_SECONDS = "beats", 1.0, 0.02
 
@@ -38,28 +35,6 @@ class PeerLostError(MachineError):
             f"another process has ended or does not answer ({reason})", "Run the same command again"
         )
         self.quiet = events.process() > 0  # all of them notice
-
-
-def under_torchrun() -> bool:
-    """Return whether torchrun's agent has started this process."""
-    return {"TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
-
-
-def local_rank() -> int | None:
-    """Return the number of this process on this machine, from 0; None without torchrun."""
-    return int(os.environ["LOCAL_RANK"]) if under_torchrun() else None
-
-
-def end_with_agent() -> None:
-    """Have the kernel send SIGTERM when the agent ends, however it does (Linux).
-
-    Raises PreemptedError where it ended while this process started.
-    """
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.environ.get(AGENT, str(os.getppid())) != str(os.getppid()):
-        raise PreemptedError("the agent has ended", "Run the same command again")
 
 
 class Links:
@@ -284,13 +259,3 @@ def _explained() -> Iterator[None]:
                 "Give torchrun another --master-port or --rdzv-endpoint",
             ) from error
         raise PeerLostError(str(error).strip().partition("\n")[0]) from error
-
-
-def require_divisible(shards: int, count: int) -> None:
-    """Raise ConfigurationError where `count` processes cannot share a step's shards equally."""
-    if count < 1 or shards % count:  # a divisor of a power of two is one
-        possible = ", ".join(str(2**power) for power in range(shards.bit_length()))
-        raise ConfigurationError(
-            f"{count} processes cannot share the {shards} of --shards equally",
-            f"Give --processes {possible}, or another --shards",
-        )

@@ -31,21 +31,19 @@ DEVICE_SECONDS = 60.0
 RETRY_SECONDS = 1.0
 
 
-def examine(
-    recipe: Recipe, placement: Placement, store_cache: str | None, shards: int = 1, count: int = 1
-) -> list[Finding]:
+def examine(recipe: Recipe, placement: Placement, store_cache: str | None, count: int = 1) -> list[Finding]:
     """Return every finding, in the order of a `train` in `count` processes; raise UsageError."""
     store = open_store(placement.run, RETRY_SECONDS) if placement.run else None
     stored = _Background(storage.checks(placement.run, store), NETWORK_SECONDS)
     sources, cache = placement.data.data, Path(placement.data.cache)
     data_check = Check("data", lambda: check_data(sources, cache, store_cache))
     data = _Background([data_check], NETWORK_SECONDS)
-    device = _check_device(recipe, placement.device.device, shards, count)
+    device = _check_device(recipe, placement.device.device, count)
     space = Check("disk", lambda: storage.check_space(recipe, placement.run, placement.data)).finding()
     return [*device, *stored.found(), space, *data.found()]
 
 
-def _check_device(recipe: Recipe, requested: str, shards: int, count: int) -> list[Finding]:
+def _check_device(recipe: Recipe, requested: str, count: int) -> list[Finding]:
     from job.machine import device as devices
     from job.preflight import gpu  # takes a second or two, while the network's checks run
 
@@ -60,7 +58,7 @@ def _check_device(recipe: Recipe, requested: str, shards: int, count: int) -> li
     ]
     if recipe.compile:
         checks.append(Check("compile", lambda: gpu.check_compiler(device)))
-    checks += processes.checks(shards, count, device.type)
+    checks += processes.checks(recipe.shards, count, device.type)
     return _Background(checks, DEVICE_SECONDS).found()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from job import events
 from job.data.archive import place
 from job.data.dataset import PreparedData, prepare
-from job.machine import compiler, faults, processes
+from job.machine import compiler, faults, launch
 from job.machine import device as devices
 from job.machine.faults import Watchdog
 from job.machine.notices import NoticePoller
@@ -53,7 +53,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> Repor
     """
     startup = Startup()
     startup.lap("imports")
-    device = devices.choose(placement.device.device, processes.local_rank())
+    device = devices.choose(placement.device.device, launch.local_rank())
     devices.configure(recipe.deterministic, recipe.shards)
     group = Group.join(device, placement.device.step_timeout)
     own = group.own(recipe.shards)
@@ -192,7 +192,7 @@ def follow(
 
     device = on_device.batches.device
     notices = NoticePoller()
-    if processes.local_rank() == 0:
+    if launch.local_rank() == 0:
         notices.start()  # of a machine that process 0 is not on
     recorder = CudaRecorder if settings.graph else None
     trainer = Trainer(network, on_device.batches, recipe, after_step, recorder, teacher, group)

@@ -100,12 +100,12 @@ def test_on_gpus_more_is_checked_than_on_a_processor() -> None:
 def test_the_doctor_reports_them(tmp_path: Path) -> None:
     data = DataSettings((DEMO_DATA,), str(tmp_path))
     placement = Placement(str(tmp_path / "run"), data, DeviceSettings("cpu"))
-    findings = examine(DEMO, placement, None, shards=4, count=2)
+    findings = examine(replace(DEMO, shards=4), placement, None, count=2)
     assert exit_code(findings) == 0, [each.text for each in findings]
     found = {each.name: each for each in findings}
     assert found["shards"].text == "4 shards, 2 for each of 2 processes"
     assert found["backend"].status == "ok"
-    findings = examine(DEMO, placement, None, shards=8, count=3)
+    findings = examine(replace(DEMO, shards=8), placement, None, count=3)
     assert exit_code(findings) == 78
 
 
