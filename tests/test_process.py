@@ -21,6 +21,7 @@ from tests.limits import limited
 
 TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--cycles", "2@1e-3", "--batch-size", "16"]
 MICRONET = [sys.executable, "-m", "job.cli"]
+DRY_RUN = ["submit", "aws", "--run", "s3://bucket/run", "--dry-run"]  # a result, in a moment
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
@@ -83,19 +84,19 @@ def test_a_training_ends_with_its_report_when_a_stream_takes_no_more(
 
 def test_a_failure_keeps_its_code_without_a_log(tmp_path: Path) -> None:
     assert redirected([*MICRONET, "train", "--no-such-option"], "2>/dev/full").returncode == 2
-    missing = [*MICRONET, "evaluate", str(tmp_path), "--demo", "--cache", str(tmp_path)]
+    missing = [*MICRONET, "status", str(tmp_path)]
     assert redirected(missing, "2>&- >&-").returncode == 65
 
 
 def test_results_that_cannot_be_written_are_the_machines_fault() -> None:
-    done = redirected([*MICRONET, "score", "--json"], ">/dev/full")
+    done = redirected([*MICRONET, *DRY_RUN], ">/dev/full")
     assert done.returncode == 74
     assert done.stderr.strip().splitlines()[-1].startswith("micronet: standard output: No space left")
     assert "Traceback" not in done.stderr
 
 
 def test_a_reader_that_has_read_enough_is_no_failure() -> None:
-    with subprocess.Popen([*MICRONET, "score"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen([*MICRONET, *DRY_RUN], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.close()

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import first_hour
+from bench import first_hour, runs
 from bench.first_hour import TIMED_OUT, Hour, execute, perform
 from bench.predictions import PREDICTIONS, Prediction, compare, exactly, line
+from job.checks.laboratory import write_data
+from tests.forked import micronet, started
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "first_hour.sh"
 STAGES = [
@@ -39,8 +41,8 @@ def hour(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "passed",
     [
-        # commands that other stages, tests/checks/test_selftest.py or tests/preflight/test_doctor.py run too
-        pytest.param(["doctor", "selftest", "variants", "parallel", "epoch"], id="most"),
+        # what other stages, the test below, test_selftest.py or preflight/test_doctor.py do too
+        pytest.param(["doctor", "selftest", "demo", "variants", "parallel", "fashion", "epoch"], id="most"),
         pytest.param([], id="all", marks=pytest.mark.soak),
     ],
 )
@@ -55,9 +57,37 @@ def test_the_quick_form_does_every_stage_that_has_not_passed(passed: list[str], 
     lines = (tmp_path / "lines.txt").read_text().splitlines()
     assert sorted(text.partition(":")[0] for text in lines) == sorted(due)
     assert found["smoke"]["results"]["smoke"]["bf16"]["same_bits"] is True
-    assert found["demo"]["results"]["stopped"]["exit_code"] == 75
     measured = {each["figure"] for content in found.values() for each in content["predictions"]}
     assert measured == {each.figure for stage in due for each in PREDICTIONS.get(stage, [])}
+
+
+def test_the_stages_of_whole_runs_stop_resume_and_measure_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their programs, here; and what they start is forked."""
+
+    def evaluated(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        done = micronet(*words[words.index("job.cli") + 1 :])
+        assert done.returncode == 0, done.stderr
+        return done
+
+    monkeypatch.setattr(runs, "started", lambda options, preemption: started(options))
+    monkeypatch.setattr("bench.runs.subprocess.run", evaluated)
+    write_data(tmp_path / "data.tar.gz")
+    stages = Hour(tmp_path, "cpu", quick=True, data=str(tmp_path / "data.tar.gz")).stages()
+    results = {}
+    for stage in ("demo", "fashion"):
+        ((part, command),) = stages[stage].items()
+        assert command[:3] == [sys.executable, "-m", "bench.runs"]
+        monkeypatch.setattr(sys, "argv", command[2:])
+        runs.main()
+        results[stage] = {part: json.loads(capsys.readouterr().out)}
+    assert results["demo"]["stopped"]["exit_code"] == 75
+    assert results["demo"]["stopped"]["resumed"] is True
+    assert list(results["fashion"]["seeds"]["accuracy"]) == ["22"]
+    for stage, found in results.items():
+        compared = compare(PREDICTIONS.get(stage, []), found, "")
+        assert all(each["result"] is not None and each["held"] is not False for each in compared)
 
 
 def test_a_stage_that_does_not_exist_is_refused(tmp_path: Path) -> None:
