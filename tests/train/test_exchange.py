@@ -119,13 +119,17 @@ class Overflowing(TrainingBatches):
         return images, targets * 1e20 if row == OVERFLOWING else targets
 
 
-def trained(group: Group, own: Sequence[int]) -> Trainer:
+def initial() -> nn.Module:
+    """Return the network to start with; by one thread at a time, since all share the random state."""
+    with torch.random.fork_rng():
+        torch.manual_seed(22)
+        return wide_resnet(10, 1, CLASSES).to(memory_format=torch.channels_last)
+
+
+def trained(network: nn.Module, group: Group, own: Sequence[int]) -> Trainer:
     """Train an epoch of one process's shards."""
     normal = batches(FP16)
     loader = Overflowing(normal.images, CLASSES, normal.normalise, FP16, own)
-    with torch.random.fork_rng():
-        torch.manual_seed(22)
-        network = wide_resnet(10, 1, CLASSES).to(memory_format=torch.channels_last)
     trainer = Trainer(network, loader, FP16, lambda: None, group=group)
     trainer.train_epoch()
     return trainer
@@ -134,13 +138,13 @@ def trained(group: Group, own: Sequence[int]) -> Trainer:
 def test_an_overflow_in_one_shard_leaves_the_step_out_in_all_processes() -> None:
     store = HashStore()
 
-    def train(rank: int, count: int) -> Trainer:
+    def train(network: nn.Module, rank: int, count: int) -> Trainer:
         group = Threads(store, rank, count) if count > 1 else ALONE
-        return trained(group, group.own(SHARDS))
+        return trained(network, group, group.own(SHARDS))
 
     with ThreadPoolExecutor(2) as pool:
-        alone = pool.submit(train, 0, 1).result()
-        trainers = [alone, *pool.map(train, range(2), [2, 2])]
+        alone = pool.submit(train, initial(), 0, 1).result()
+        trainers = [alone, *pool.map(train, [initial(), initial()], range(2), [2, 2])]
     for trainer in trainers:
         assert_same_bits(trainer, alone)
         assert trainer.scaler.get_scale() == 65536 / 2

@@ -175,7 +175,7 @@ def phases(run: Path) -> Any:
 def test_no_step_of_any_phase_reads_the_device(whole: tuple[Path, Counter[tuple[str, str]]]) -> None:
     reads = {where: count for (kind, where), count in whole[1].items() if kind == "read"}
     layers = len(phases(whole[0])[0]["layers"])
-    assert reads == {"Trainer.train_epoch": PHASES, "_row": PHASES * layers}  # the report's zeros
+    assert reads == {"Trainer.train_epoch": PHASES, "_result": PHASES * layers}  # the report's zeros
     copies = {where for kind, where in whole[1] if kind == "copy"}
     assert copies == {
         "check_work",
