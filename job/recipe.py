@@ -223,8 +223,6 @@ RECIPES = {
     "entry": Recipe(),
     "compact": Recipe(prune_cycles=(Cycle(200, 1e-3),), quantise_cycles=(Cycle(150, 5e-4),)),
     "demo": DEMO,
-    "demo-compact": replace(
-        DEMO, cycles=(Cycle(4, 2e-2),), prune_cycles=(Cycle(2, 5e-3),), quantise_cycles=(Cycle(1, 2e-3),)
-    ),
+    "demo-compact": replace(DEMO, prune_cycles=(Cycle(2, 5e-3),), quantise_cycles=(Cycle(2, 2e-3),)),
 }
 """The recipes that have a name."""
