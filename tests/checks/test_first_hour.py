@@ -15,7 +15,7 @@ from bench import first_hour, runs
 from bench.first_hour import TIMED_OUT, Hour, execute, perform
 from bench.predictions import PREDICTIONS, Prediction, compare, exactly, line
 from job.checks.laboratory import write_data
-from tests.forked import micronet, started
+from tests.forked import PATIENT_DOCTOR, micronet, started
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "first_hour.sh"
 STAGES = [
@@ -66,7 +66,7 @@ def test_the_stages_of_whole_runs_and_of_the_doctor_have_their_results(
     """Their programs, here; and what they start is forked."""
 
     def forked(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        done = micronet(*words[words.index("job.cli") + 1 :])
+        done = micronet(*words[words.index("job.cli") + 1 :], before=PATIENT_DOCTOR)
         assert done.returncode == 0, done.stderr
         return done
 
