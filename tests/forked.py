@@ -28,6 +28,9 @@ ROOT = Path(__file__).parent.parent
 PR_SET_PDEATHSIG = 1  # prctl(2)
 RUNNING = 2**15  # no exit code
 
+PATIENT_DOCTOR = "import job.preflight.doctor; job.preflight.doctor.NETWORK_SECONDS = 60.0"
+"""Code to run before `doctor` on a busy machine: what it has imported takes none of its checks' time here."""
+
 
 class Process:
     """A forked `micronet WORDS`, with the interface of `subprocess.Popen` that `Child` uses.
@@ -95,15 +98,15 @@ def started(options: Sequence[str], before: str = "") -> Iterator[ForkedChild]:
         child.close()
 
 
-def micronet(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Return what a command line printed and its exit code."""
+def micronet(*words: str | Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Return what a command line printed and its exit code; `before` is as in `Process`."""
     with (
         Path(os.devnull).open("rb") as nothing,
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
     ):
         streams = [nothing.fileno(), stdout.fileno(), stderr.fileno()]
-        code = Process([str(word) for word in words], {**os.environ, **environment}, streams, "").wait()
+        code = Process([str(word) for word in words], {**os.environ, **environment}, streams, before).wait()
         texts = []
         for file in (stdout, stderr):
             file.seek(0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from job.errors import JobError
 from job.text import has_credentials, redact, redact_text
-from tests.forked import micronet
+from tests.forked import PATIENT_DOCTOR, micronet
 from tests.servers import SeaweedFS
 
 SHOWN = [
@@ -149,8 +149,7 @@ def test_the_doctor_does_not_show_the_password_of_an_endpoint(
     host = seaweedfs.endpoint if reachable else "http://127.0.0.1:9"
     endpoint = host.replace("http://", f"http://user:{password}@")
     for options in ([], ["--json"]):
-        done = micronet(
-            "doctor", "--demo", "--device", "cpu", "--run", s3_uri, *options, AWS_ENDPOINT_URL_S3=endpoint
-        )
+        words = ["doctor", "--demo", "--device", "cpu", "--run", s3_uri, *options]
+        done = micronet(*words, before=PATIENT_DOCTOR, AWS_ENDPOINT_URL_S3=endpoint)
         assert "hush" not in done.stdout + done.stderr
         assert "store" in done.stdout

@@ -15,7 +15,7 @@ from bench import first_hour, runs
 from bench.first_hour import TIMED_OUT, Hour, execute, perform
 from bench.predictions import PREDICTIONS, Prediction, compare, exactly, line
 from job.checks.laboratory import write_data
-from tests.forked import micronet, started
+from tests.forked import PATIENT_DOCTOR, micronet, started
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "first_hour.sh"
 STAGES = [
@@ -61,21 +61,22 @@ def test_the_quick_form_does_every_stage_that_has_not_passed(passed: list[str], 
     assert measured == {each.figure for stage in due for each in PREDICTIONS.get(stage, [])}
 
 
-def test_the_stages_of_whole_runs_stop_resume_and_measure_one(
+def test_the_stages_of_whole_runs_and_of_the_doctor_have_their_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Their programs, here; and what they start is forked."""
 
-    def evaluated(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        done = micronet(*words[words.index("job.cli") + 1 :])
+    def forked(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        done = micronet(*words[words.index("job.cli") + 1 :], before=PATIENT_DOCTOR)
         assert done.returncode == 0, done.stderr
         return done
 
     monkeypatch.setattr(runs, "started", lambda options, preemption: started(options))
-    monkeypatch.setattr("bench.runs.subprocess.run", evaluated)
+    monkeypatch.setattr("bench.runs.subprocess.run", forked)
     write_data(tmp_path / "data.tar.gz")
     stages = Hour(tmp_path, "cpu", quick=True, data=str(tmp_path / "data.tar.gz")).stages()
-    results = {}
+    (doctor,) = stages["doctor"].values()
+    results = {"doctor": {"doctor": json.loads(forked(doctor).stdout)}}
     for stage in ("demo", "fashion"):
         ((part, command),) = stages[stage].items()
         assert command[:3] == [sys.executable, "-m", "bench.runs"]
