@@ -20,6 +20,9 @@ from tests.store.careless import CarelessS3
 BUCKET = "micronet-tests"
 
 LONGEST_FIRST = (
+    "run/test_agent.py",
+    "run/test_processes.py",
+    "train/test_gpu_phases.py",
     "train/test_gpu_runs.py",
     "run/test_runs.py",
     "checks/test_first_hour.py",

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import JobError
+from job.machine.launch import PR_SET_PDEATHSIG
 from job.machine.preemption import Preemption
 
 PATIENCE_SECONDS = 600.0  # without an event; a start takes 12 s, and each retry in an outage is an event
-PR_SET_PDEATHSIG = 1  # prctl(2)
 AGENT = "agent"
 
 Event = dict[str, Any]

@@ -22,8 +22,11 @@ from job.store import Store, local_path, open_store
 if TYPE_CHECKING:
     import torch
 
-NETWORK_SECONDS = 3.0
-"""The timeout of the store's and the data's checks; PyTorch is imported meanwhile."""
+NETWORK_SECONDS = 10.0
+"""The timeout of the store's and the data's checks, each of about ten requests.
+
+A far bucket takes 2 s for them, a busy machine more than 3 s to import the store's client.
+"""
 
 DEVICE_SECONDS = 60.0
 """The timeout of the device's checks; a first kernel loads a gigabyte of libraries from a disk."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.errors import ConfigurationError
+from job.machine.launch import require_divisible
 from job.preflight.check import Check, Finding, ok, warning
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where NCCL creates its segments
@@ -53,13 +54,7 @@ def checks(shards: int, processes: int, device_type: str) -> list[Check]:
 
 def check_shards(shards: int, processes: int) -> Finding:
     """Check that each process gets as many shards as every other; raise ConfigurationError."""
-    if processes & (processes - 1):
-        raise ConfigurationError(f"--processes {processes} is not a power of two", "Give 1, 2, 4 or 8")
-    if shards % processes:
-        raise ConfigurationError(
-            f"a recipe with --shards {shards} cannot be divided among --processes {processes}",
-            f"Give --processes {shards} or fewer, or a new run --shards {processes}",
-        )
+    require_divisible(shards, processes)
     return ok("shards", f"{shards} shards, {shards // processes} for each of {processes} processes")
 
 

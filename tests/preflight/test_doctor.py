@@ -39,6 +39,12 @@ PROCESS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a store that answers do so on a machine that other tests keep busy."""
+    monkeypatch.setattr("job.preflight.doctor.NETWORK_SECONDS", 60.0)
+
+
 def examine(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, dict[str, Any]]:
     code = doctor.main([*map(str, arguments), "--json"], standalone_mode=False)
     report = json.loads(capsys.readouterr().out)
@@ -100,7 +106,6 @@ def test_a_kernel_that_hangs_is_reported_and_what_comes_after_it_is_left_out(
 def test_without_a_gpu_the_rest_is_reported_too(
     s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("job.preflight.doctor.NETWORK_SECONDS", 30.0)  # boto3 is imported in that time
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     code, checks = examine(capsys, "--data", tmp_path / "none", "--run", s3_uri, "--cache", tmp_path)
     assert code == 78
@@ -137,11 +142,11 @@ def test_a_store_that_hangs_is_reported_in_time(s3_uri: str, proxy: FaultProxy, 
          "--cache", str(tmp_path)],
         capture_output=True, text=True, env={**os.environ, "AWS_ENDPOINT_URL_S3": proxy.uri}, check=False,
     )  # fmt: skip
-    # 3 s for the network, next to 2 to 3 s of imports; the store's own client has a timeout of 20 s
-    assert time.monotonic() - start < 15
+    # 10 s for the network, next to 2 to 3 s of imports; the store's own client has a timeout of 20 s
+    assert time.monotonic() - start < 18
     assert done.returncode == 74, done.stderr
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
-    assert checks["store"]["text"] == "no answer within 3 s"
+    assert checks["store"]["text"] == "no answer within 10 s"
     assert checks["disk"]["status"] == checks["data"]["status"] == "ok"
 
 

@@ -27,7 +27,7 @@ def test_shards_are_divided(shards: int, count: int) -> None:
 
 @pytest.mark.parametrize(
     ("shards", "count", "words"),
-    [(8, 3, "not a power of two"), (4, 8, "--shards 4 .* --processes 8"), (1, 2, "--shards 1 .*")],
+    [(8, 3, "3 processes .* the 8"), (4, 8, "8 processes .* the 4"), (1, 2, "2 processes .* the 1")],
 )
 def test_shards_that_cannot_be_divided_are_refused(shards: int, count: int, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words) as caught:

@@ -15,7 +15,7 @@ from job.checks.child import Child, named, workers
 from job.store import open_store
 from tests import forked
 from tests.archives import write_archive
-from tests.run.test_processes import free_port
+from tests.servers import free_ports
 
 SUCCESS, MACHINE, PREEMPTED, CONFIGURATION = 0, 74, 75, 78  # the README's table
 END_SECONDS = 20.0
@@ -142,7 +142,7 @@ def test_two_agents_are_two_machines(options: list[str], tmp_path: Path) -> None
     command = [sys.executable, "-m", "job", "train", "--run", str(tmp_path / "run"), *recipe]
     place = {
         "PET_NNODES": "2",
-        "PET_RDZV_ENDPOINT": f"127.0.0.1:{free_port()}",
+        "PET_RDZV_ENDPOINT": f"127.0.0.1:{free_ports(1)[0]}",
         "PET_LOCAL_ADDR": "127.0.0.1",
     }
     commands = [[*command, "--cache", str(tmp_path / f"cache{machine}")] for machine in range(2)]
@@ -155,7 +155,11 @@ def test_two_agents_are_two_machines(options: list[str], tmp_path: Path) -> None
 def test_so_are_two_torchruns(options: list[str], tmp_path: Path) -> None:
     recipe = [*options, "--cycles", "2@5e-3"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
+    torchrun += [
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{free_ports(1)[0]}",
+        "--local-addr=127.0.0.1",
+    ]
     commands = [[*torchrun, "-m", "job", "train", *recipe]] * 2
     assert agents(commands, MICRONET_RUN=str(tmp_path / "run")) == [SUCCESS, SUCCESS]
     finish(["--run", str(tmp_path / "whole"), *recipe])

@@ -19,6 +19,7 @@ from job.store import open_store
 from tests.archives import write_archive
 from tests.forked import started
 from tests.metadata import EC2Server
+from tests.servers import free_ports
 
 SHARDS, STEPS = 4, 12  # 200 images in batches of 16
 MACHINE, PREEMPTED, CONFIGURATION = 74, 75, 78  # the README's table
@@ -36,18 +37,16 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*where, *recipe, "--precision", "fp32", "--checkpoint-every", "0.1s", "--grace", "15s"]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @contextmanager
 def together(
     count: int, options: Sequence[str | Path], before: str = "", port: int | None = None
 ) -> Iterator[list[Child]]:
     """Start `count` processes; `before` is Python code that sees its own `rank`."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port()), "WORLD_SIZE": str(count)}
+    place = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port or free_ports(1)[0]),
+        "WORLD_SIZE": str(count),
+    }
     place |= {"TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo"}
     with ExitStack() as stack:
         children: list[Child] = []
