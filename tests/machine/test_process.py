@@ -57,7 +57,8 @@ def test_a_containers_share_of_the_processors(
 def test_threads_fit_the_share_and_spin_briefly_unless_the_environment_is_set(
     quota: str, stated: dict[str, str], seen: str
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MKL_"))}
+    threads = ("OMP_", "GOMP_", "MKL_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(threads)}
     done = subprocess.run(
         [sys.executable, "-c", SEEN, quota],
         env=environment | stated,
