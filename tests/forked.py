@@ -139,15 +139,16 @@ def serve(number: int) -> None:
 
     import job.cli
     import job.commands
-    import job.store.s3
     import job.train.evaluate
     import job.train.job  # noqa: F401
+    from job.store.s3_client import Connection
     from job.view import page
 
     templates = page._templates()
     for name in templates.list_templates(extensions=["html"]):
         templates.get_template(name)  # compiles it
 
+    _ = Connection("any-bucket", "").endpoint  # reads botocore's descriptions
     requests = socket.socket(fileno=number)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:

@@ -8,14 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.credentials import Credentials
+from botocore.loaders import Loader
 from botocore.model import OperationModel
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
@@ -81,6 +83,13 @@ UNREACHABLE = (
     ResponseParserError,
     HTTPError,
 )
+
+
+@cache
+def service_descriptions() -> Loader:
+    """Return what reads botocore's descriptions of its services: a megabyte of JSON, once a process."""
+    loader: Loader = botocore.session.Session().get_component("data_loader")
+    return loader
 
 
 class Connection:
@@ -200,7 +209,9 @@ class Connection:
 
     @cached_property
     def _session(self) -> boto3.session.Session:
-        return boto3.session.Session()
+        core = botocore.session.Session()
+        core.register_component("data_loader", service_descriptions())
+        return boto3.session.Session(botocore_session=core)
 
     def _inspect(self, operation_model: OperationModel, response_dict: dict[str, Any], **_: Any) -> None:
         """Read the service's clock; raise ForeignAnswerError for an answer that is not an S3 service's."""
