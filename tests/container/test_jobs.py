@@ -99,7 +99,7 @@ def test_stopped_in_mid_training_it_goes_on_to_the_same_bits(
     engine.run(image.tag, *command, options=options).expect(0)
     result = Result.read(store)
     assert differences(undisturbed, result) == []
-    assert [attempt["reason"] for attempt in result.report["lineage"]["attempts"]] == [
+    assert [attempt.reason for attempt in result.report.lineage.attempts] == [
         "preempted",
         "finished",
     ]
@@ -123,7 +123,7 @@ def test_killed_and_stopped_on_object_storage_it_goes_on_to_the_same_bits(
 
     result = Result.read(store)
     assert differences(undisturbed, result) == []
-    reasons = [attempt["reason"] for attempt in result.report["lineage"]["attempts"]]
+    reasons = [attempt.reason for attempt in result.report.lineage.attempts]
     assert reasons == ["vanished", "preempted", "finished"]
 
 
