@@ -17,6 +17,9 @@ from job.errors import PreemptedError
 
 REPEAT_SECONDS = 0.5  # a signal sooner is the same request, delivered twice by `timeout` or a shell's trap
 
+WAKE, WAKE_SECONDS = signal.SIGURG, 0.2
+"""The signal, ignored by default, and the interval with which a main thread that missed a signal is woken."""
+
 
 class Preemption:
     """Whether the process was asked to stop, and by when it must have ended. For the main thread.
@@ -28,8 +31,9 @@ class Preemption:
     none: botocore turns any Exception into a connection error, which is retried.
 
     A second signal ends the process at once with 75, and so does the end of the grace. A thread does that: a
-    main thread in native code, such as a call of a hung driver, runs no handler. Forked children get the
-    previous handlers.
+    main thread in native code, such as a call of a hung driver, runs no handler. It also wakes a main thread
+    that a signal did not: one that came just before a system call waits for that to end, and so does one
+    that the kernel gave to another thread. Forked children get the previous handlers.
 
     `grace_seconds` is the time from the signal to SIGKILL and may be set until the signal comes.
     """
@@ -53,7 +57,7 @@ class Preemption:
         handlers = {signal.SIGTERM: self._on_signal}
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             handlers[signal.SIGINT] = self._on_signal
-        previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in handlers}
+        previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (*handlers, WAKE)}
 
         def restore() -> None:
             for number, handler in previous.items():
@@ -65,7 +69,8 @@ class Preemption:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        _thread.start_new_thread(self._guard, (reader, handlers.keys()))
+        signal.signal(WAKE, lambda number, frame: None)
+        _thread.start_new_thread(self._guard, (reader, handlers.keys(), _thread.get_ident()))
         for number, handler in handlers.items():
             signal.signal(number, handler)
         try:
@@ -134,17 +139,25 @@ class Preemption:
         # A notice whose time is over was wrong: the signal's grace counts.
         return min(self._gone if self._gone > signalled else math.inf, signalled + self.grace_seconds)
 
-    def _guard(self, pipe: int, numbers: Collection[int]) -> NoReturn:
-        """Read signals' numbers from `pipe`; end the process after the second one or the grace."""
+    def _guard(self, pipe: int, numbers: Collection[int], main: int) -> NoReturn:
+        """Read signals' numbers from `pipe`; end the process after the second one or the grace.
+
+        The thread `main` is woken until it has run the first one's handler.
+        """
         signalled: float | None = None
         signals = select.poll()  # select() refuses descriptors from 1024 on
         signals.register(pipe, select.POLLIN)
         while True:
-            left = None
+            left = math.inf
             if signalled is not None:
                 left = max(0.0, self._end_of_grace(signalled) - self._reserve / 2 - time.monotonic())
-            if not signals.poll(None if left is None else 1000 * left):
-                _leave(f"the grace of {self.grace_seconds:g} s is over: stopped with what is durable")
+            unheard = signalled is not None and self._signalled is None
+            wait = min(left, WAKE_SECONDS) if unheard else left
+            if not signals.poll(None if math.isinf(wait) else 1000 * wait):
+                if wait == left:
+                    _leave(f"the grace of {self.grace_seconds:g} s is over: stopped with what is durable")
+                signal.pthread_kill(main, WAKE)
+                continue
             come, now = [number for number in os.read(pipe, 1) if number in numbers], time.monotonic()
             if come and signalled is not None and now - (self._signalled or signalled) > REPEAT_SECONDS:
                 _leave(f"{signal.Signals(come[0]).name} again: stopped at once")

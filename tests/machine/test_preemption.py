@@ -114,6 +114,21 @@ def test_a_signal_is_raised_at_once(script, wait, name):
     assert said == [f"caught: stopped by {name}. Run the same command again"]
 
 
+@pytest.mark.parametrize("wait", ["sleep", "lock", "join", "socket"])
+def test_a_signal_that_does_not_interrupt_the_main_thread_is_raised_too(script, wait):
+    one = script(
+        "import signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"  # so another thread gets it
+        f"say('ready')\n{WAITS[wait]}"
+    )
+    assert one.line() == "ready"
+    started = time.monotonic()
+    one.kill()
+    code, said, _ = one.end()
+    assert time.monotonic() - started < PROMPT
+    assert (code, said) == (75, ["caught: stopped by SIGTERM. Run the same command again"])
+
+
 def test_code_that_catches_every_exception_does_not_swallow_it(script):
     one = script("""
         while True:
