@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NETWORK_SECONDS = 10.0
 """The timeout of the store's and the data's checks, each of about ten requests.
 
-A far bucket takes 2 s for them, a busy machine more than 3 s to import the store's client.
+Round trips of 0.2 s make 2 s of those, and a busy machine took more than 3 s with the client's import.
 """
 
 DEVICE_SECONDS = 60.0
