@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from job.checks.child import Child
+from job.machine.launch import PR_SET_PDEATHSIG
 
 ROOT = Path(__file__).parent.parent
-PR_SET_PDEATHSIG = 1  # prctl(2)
 RUNNING = 2**15  # no exit code
 
 PATIENT_DOCTOR = "import job.preflight.doctor; job.preflight.doctor.NETWORK_SECONDS = 60.0"

@@ -17,6 +17,9 @@ IN_STEP, OPERATORS = "cross_entropy", 6  # of each step
 COMPACT = ("--cycles", "1@5e-3", "--prune-cycles", "1@1e-3", "--quantise-cycles", "1@1e-3")
 PHASES = 4  # of COMPACT: an epoch each
 
+COPIES = {"check_work", "copy_off", "Trainer.state", "predict", "save", "_on_cpu"}
+"""The functions that copy from the device: at the start, for checkpoints and evaluations, none in a step."""
+
 
 def at(epoch: int, step: int) -> int:
     """Return which operator of IN_STEP is the first in a step, epoch and step from 1."""
