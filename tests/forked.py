@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
+import gc
 import os
 import pickle
 import select
@@ -18,18 +19,27 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from job.checks.child import Child
+from job.checks.child import AGENT, Child
 from job.machine.launch import PR_SET_PDEATHSIG
 
 ROOT = Path(__file__).parent.parent
+PR_SET_NAME = 15  # of Linux's prctl(2)
 RUNNING = 2**15  # no exit code
 
 PATIENT_DOCTOR = "import job.preflight.doctor; job.preflight.doctor.NETWORK_SECONDS = 60.0"
 """Code to run before `doctor` on a busy machine: what it has imported takes none of its checks' time here."""
+
+
+def module_code(name: str, words: Sequence[str]) -> str:
+    """Return code that does what `python -m NAME WORDS` does; as `before` it takes the place of micronet."""
+    return (
+        f"import os, runpy, sys; sys.argv = {[name, *words]!r};"
+        f"runpy.run_module({name!r}, run_name='__main__', alter_sys=True); sys.stdout.flush(); os._exit(0)"
+    )
 
 
 class Process:
@@ -71,6 +81,31 @@ class Process:
         return int.from_bytes(data, "big", signed=True)
 
 
+class Worker(subprocess.Popen[bytes]):
+    """A process that torchrun's agent starts: a fork of the agent, named `process RANK`."""
+
+    def _execute_child(
+        self,
+        args: Sequence[str],
+        executable: None,
+        preexec_fn: None,
+        close_fds: bool,
+        pass_fds: tuple[()],
+        cwd: None,
+        env: dict[str, str],
+        *others: Any,
+    ) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()  # as the agent asks for
+            # The agent's connections are closed; their numbers stay taken, for objects here still have them.
+            for number in {int(entry.name) for entry in Path("/proc/self/fd").iterdir()} - {0, 1, 2}:
+                os.dup2(0, number)
+            ctypes.CDLL(None).prctl(PR_SET_NAME, f"process {env['RANK']}".encode())
+            _become(list(args[3:]), env, str(Path.cwd()), "")
+        self._child_created = True
+
+
 class ForkedChild(Child):
     """`micronet --log-format json train OPTIONS`, as `job.checks.child.Child` starts it."""
 
@@ -86,6 +121,14 @@ class ForkedChild(Child):
         self._process: Any = process
         self._pipe, self._unread = reader, b""
         self.events, self.words = [], []
+
+    def processes(self) -> dict[str, int]:
+        agent, found = self._process.pid, {}
+        with suppress(OSError):  # it has ended
+            for number in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
+                found[Path(f"/proc/{number}/comm").read_text().strip()] = int(number)
+        named = {name: found[name] for name in sorted(found) if name.startswith("process ")}
+        return {AGENT: agent, **named}
 
 
 @contextmanager
@@ -136,6 +179,8 @@ def serve(number: int) -> None:
 
     import torch._dynamo  # by torch's optimisers
     import torch._inductor.config  # noqa: F401 - by `use_deterministic_algorithms`
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    from torch.distributed.launcher import api  # noqa: F401 - with an agent
 
     import job.cli
     import job.commands
@@ -149,6 +194,9 @@ def serve(number: int) -> None:
         templates.get_template(name)  # compiles it
 
     _ = Connection("any-bucket", "").endpoint  # reads botocore's descriptions
+    subprocess_handler.Popen = Worker
+    gc.collect()
+    gc.freeze()  # a search for garbage would copy every page
     requests = socket.socket(fileno=number)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -170,7 +218,12 @@ def _attend(pipe: socket.socket, streams: list[int]) -> NoReturn:
     child = os.fork()
     if child == 0:
         pipe.close()
-        _become(*request, streams)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        for stream in set(streams):
+            os.close(stream)
+        _become(*request)
     for stream in set(streams):
         os.close(stream)
     pipe.sendall(child.to_bytes(8, "big"))
@@ -182,14 +235,7 @@ def _attend(pipe: socket.socket, streams: list[int]) -> NoReturn:
     os._exit(0)
 
 
-def _become(
-    words: list[str], environment: dict[str, str], folder: str, before: str, streams: list[int]
-) -> NoReturn:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-    for stream in set(streams):
-        os.close(stream)
+def _become(words: list[str], environment: dict[str, str], folder: str, before: str) -> NoReturn:
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     os.environ.clear()

@@ -74,11 +74,12 @@ def test_train_and_evaluate(archive: Path, tmp_path: Path) -> None:
 
 def test_a_run_is_evaluated_on_the_demo_it_was_trained_on(tmp_path: Path) -> None:
     where = ["--run", tmp_path / "run", "--cache", tmp_path / "cache"]
-    few = ["--holdout", "9000", "--batch-size", "1000"]  # images that are trained on
-    done = micronet("train", "--demo", *TINY[:-2], *few, *where)
+    small = "from job.data import demo; demo.TRAIN_PER_CLASS = demo.TEST_PER_CLASS = 2"
+    done = micronet("train", "--demo", *TINY, *where, before=small)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    done = micronet("evaluate", tmp_path / "run", "--json", "--device", "cpu", "--cache", tmp_path / "new")
+    words = ["evaluate", tmp_path / "run", "--json", "--device", "cpu", "--cache", tmp_path / "new"]
+    done = micronet(*words, before=small)
     assert json.loads(done.stdout)["accuracy"] == report["accuracy"]["final"]
 
 

@@ -26,14 +26,14 @@ from tests.archives import contents, write_archive, write_tar
 from tests.forked import micronet as process
 from tests.forked import started
 
-TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--batch-size", "16", "--precision", "fp32"]
+TINY = ["--device", "cpu", "--depth", "10", "--width", "1", "--batch-size", "8", "--precision", "fp32"]
 SHORT = ["--cycles", "1@1e-3"]
 LONG = ["--cycles", "12@1e-3", "--evaluate-every", "100"]  # the first two epochs are not evaluated
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_archive(tmp_path_factory.mktemp("archive") / "tiny.tar.gz", train=50, test=20, classes=5)
+    return write_archive(tmp_path_factory.mktemp("archive") / "tiny.tar.gz", train=25, test=10, classes=5)
 
 
 def arguments(archive: Path, run: Path | str) -> list[str]:
@@ -72,7 +72,7 @@ def test_a_run_comes_to_its_report_in_every_precision(archive: Path, tmp_path: P
         ["--depth", "16"],
         ["--width", "2"],
         ["--batch-size", "1", "--cycles", "1@1e-4"],
-        ["--batch-size", "50"],
+        ["--batch-size", "25"],
         ["--weight-decay", "0"],
         ["--weight-decay", "1e300", "--cycles", "1@1e-305"],
         ["--mixup-alpha", "0"],
@@ -81,7 +81,7 @@ def test_a_run_comes_to_its_report_in_every_precision(archive: Path, tmp_path: P
         ["--crop-padding", "0"],
         ["--crop-padding", "15"],
         ["--holdout", "1"],
-        ["--holdout", "34"],
+        ["--holdout", "17"],
         ["--seed", "0"],
         ["--seed", str(2**32)],
         ["--evaluate-every", "1"],
@@ -135,12 +135,12 @@ def killed(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "options",
     [
         ["--cycles", "5@2e-3,5@1e-4"],
-        ["--batch-size", "32"],
-        ["--batch-size", "32", "--cycles", "11@1e-3"],
+        ["--batch-size", "16"],
+        ["--batch-size", "16", "--cycles", "11@1e-3"],
         ["--weight-decay", "0"],
         ["--mixup-alpha", "0"],
         ["--crop-padding", "0"],
-        ["--holdout", "16"],
+        ["--holdout", "8"],
         ["--seed", "1"],
         ["--precision", "bf16", "--cycles", "4@1e-3"],
         ["--precision", "fp16", "--cycles", "4@1e-3"],
@@ -161,7 +161,7 @@ def test_a_run_comes_to_its_report_with_every_option_that_may_change(
     assert changed == {f"recipe.{name.replace('-', '_')}" for name in names}
 
 
-@pytest.mark.parametrize(("before", "now"), [("16", "0"), ("0", "16"), ("16", "32")])
+@pytest.mark.parametrize(("before", "now"), [("8", "0"), ("0", "8"), ("8", "16")])
 def test_a_run_comes_to_its_report_when_its_holdout_changes(
     micronet: Any, archive: Path, tmp_path: Path, before: str, now: str
 ) -> None:
@@ -192,11 +192,11 @@ def test_other_data_of_the_same_shape_is_accepted_to_the_report(
     micronet: Any, archive: Path, killed: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(killed, tmp_path / "run")
-    other = write_archive(tmp_path / "other.tar.gz", train=50, test=30, classes=5, seed=3)
+    other = write_archive(tmp_path / "other.tar.gz", train=25, test=15, classes=5, seed=3)
     words = arguments(archive, run)
     words[words.index(str(archive))] = str(other)
     assert micronet("train", *words, *LONG, "--accept-drift") == 0
-    assert report_of(run)["data"]["test"] == 30
+    assert report_of(run)["data"]["test"] == 15
 
 
 def worker(store: Store) -> dict[str, Any]:

@@ -30,10 +30,10 @@ from job.store import Store, local_path, open_store
 
 ARCHIVE = "data.tar.gz"
 SEED = 2019
-TRAIN_PER_CLASS, TEST_PER_CLASS = 2, 2  # of 100 classes; 1.2 MB
-RECIPE = ("--depth", "10", "--batch-size", "16")  # 12 steps an epoch
+TRAIN_PER_CLASS, TEST_PER_CLASS = 1, 1  # of 100 classes; 0.6 MB
+DEPTH, BATCH_SIZE = 10, 8  # 12 steps an epoch
 CHECKPOINT_EVERY = "0.1s"
-SHARDS = 4  # of a step, or as many as processes; of runs that several share
+SHARDS = 4  # of a step that processes share, or as many as these; each shard has two images or more
 
 COMPRESSED_EPOCHS = 3
 """Of a run's epochs the last: one prunes, one quantises, one averages statistics."""
@@ -144,14 +144,14 @@ class Laboratory:
         self.uri, self.folder, self.epochs, self.preemption = uri, folder, epochs, preemption
         dense = epochs - COMPRESSED_EPOCHS  # at least 1
         half = dense // 2
+        counts = [2**power for power in range(processes.bit_length())]
+        shards = max(SHARDS, counts[-1]) if processes > 1 else 1
         self.options = (
-            *RECIPE, "--cycles", ",".join([f"{dense - half}@5e-3", *([f"{half}@5e-4"] if half else [])]),
+            "--depth", str(DEPTH), "--batch-size", str(max(BATCH_SIZE, 2 * shards)), "--shards", str(shards),
+            "--cycles", ",".join([f"{dense - half}@5e-3", *([f"{half}@5e-4"] if half else [])]),
             "--prune-cycles", "1@1e-3", "--quantise-cycles", "1@1e-3", *options,
             "--data", f"{uri}/{ARCHIVE}", "--checkpoint-every", CHECKPOINT_EVERY,
         )  # fmt: skip
-        counts = [2**power for power in range(processes.bit_length())]
-        if processes > 1:
-            self.options += ("--shards", str(max(SHARDS, counts[-1])))
         generator = np.random.default_rng(seed)
         self._counts = chain.from_iterable(generator.permutation(each).tolist() for each in repeat(counts))
         self.shared = Counter[int]()
@@ -209,7 +209,7 @@ def laboratory(
 
 
 def write_data(archive: Path) -> None:
-    """Write a data set of 200 training and 200 test images in 100 classes."""
+    """Write a data set of 100 training and 100 test images, one of each class."""
     generator = np.random.default_rng(SEED)
     train, test = demo.generate(TRAIN_PER_CLASS, generator), demo.generate(TEST_PER_CLASS, generator)
     coarse = [shape for shape in demo.SHAPES for _ in demo.HUES]

@@ -155,7 +155,10 @@ def test_a_kill_that_comes_too_late_is_repeated_in_another_run(tmp_path: Path) -
     assert runs == {"data.tar.gz", "reference", "killed-1", "killed-2"}
 
 
-def test_kills_of_an_agent_and_of_a_process_change_no_bit(tmp_path: Path) -> None:
+def test_kills_of_an_agent_and_of_a_process_change_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.checks.laboratory.started", lambda options, preemption: forked(options))
     with laboratory(str(tmp_path), 4, TRAINING, False, Preemption(10), processes=2, seed=SEED_1221) as lab:
         lab.finish("reference")
         kills = [Kill("training", 1, 0.1, aim) for aim in (AT_AGENT, AT_PROCESS_1)]

@@ -23,7 +23,7 @@ from tests.forked import started
 from tests.metadata import nowhere
 
 SCRIPT = INFRA / "slurm/micronet.sbatch"
-TRAINING = ("--device=cpu", "--depth=10", "--width=1", "--batch-size=16", "--checkpoint-every=0.2s")
+TRAINING = ("--device=cpu", "--depth=10", "--width=1", "--batch-size=8", "--checkpoint-every=0.2s")
 WAIT_SECONDS = 120
 
 
@@ -90,7 +90,7 @@ class Run:
 
 
 def test_signalled_before_its_time_limit_a_run_is_requeued_and_keeps_its_bits(cluster: Cluster) -> None:
-    run = Run(cluster, 30)
+    run = Run(cluster, 15)
     run.wait_for_progress()
     # What --signal=B:TERM@60 sends: to the script alone.
     cluster.call("scancel", "--batch", "--signal=TERM", run.job)

@@ -1,4 +1,7 @@
-"""`train --processes N`, and torchrun itself: the exit code, and that no process is left when one ends."""
+"""`train --processes N`, and torchrun itself: the exit code, and that no process is left when one ends.
+
+The agents and what they start are forked, but where it is said.
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,9 +28,9 @@ END_SECONDS = 20.0
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
-    archive = write_archive(folder / "tiny.tar.gz", train=200, test=100, classes=5)
+    archive = write_archive(folder / "tiny.tar.gz", train=100, test=40, classes=5)
     where = ["--data", str(archive), "--cache", str(folder / "cache"), "--device", "cpu"]
-    recipe = ["--depth", "10", "--width", "1", "--batch-size", "16", "--cycles", "20@5e-3"]
+    recipe = ["--depth", "10", "--width", "1", "--batch-size", "8", "--cycles", "8@5e-3"]
     return [*where, *recipe, "--precision", "fp32", "--shards", "2", "--checkpoint-every", "0.1s"]
 
 
@@ -37,13 +41,13 @@ def gone(process: int) -> bool:
         return True
 
 
-def end(child: Child, disturb: Callable[[list[int]], None]) -> int:
+def end(child: Child, disturb: Callable[[list[int], int], None]) -> int:
     """Disturb a job of two processes in mid-training; return its code, when all has ended in time."""
     assert child.until(named("checkpoint")), child.last_words()
-    started = list(workers(child._process.pid).values())
+    agent, *started = child.processes().values()
     assert len(started) == 2
     began = time.monotonic()
-    disturb(started)
+    disturb(started, agent)
     code = child.end()
     while not all(map(gone, started)):
         assert time.monotonic() - began < END_SECONDS, "a process is left behind"
@@ -70,12 +74,9 @@ def bits_after(ends: Sequence[str], options: list[str], run: Path) -> None:
     """Make an attempt of two processes for each end and finish with one; compare with an undisturbed run."""
     recipe = ["--run", str(run), *options]
     for name in ends:
-        child = Child([*recipe, "--processes", "2", "--grace", "10s"])
-        try:
-            code = end(child, lambda started, name=name, child=child: ENDS[name](started, child._process.pid))
-            words = child.last_words()
-        finally:
-            child.close()
+        with forked.started([*recipe, "--processes", "2", "--grace", "10s"]) as child:
+            code = end(child, ENDS[name])
+        words = child.last_words()
         assert code == EXPECTED[name][0], (name, words)
         assert EXPECTED[name][1] in words, (name, words)
         assert "lost" not in words
@@ -109,6 +110,7 @@ def test_it_does_so_when_process_0_is_killed(options: list[str], tmp_path: Path)
 def test_no_process_is_left_when_the_agent_is_killed_while_they_start(
     options: list[str], tmp_path: Path
 ) -> None:
+    """Interpreters that start, and import."""
     child = Child(["--run", str(tmp_path), *options, "--processes", "2"])
     try:
         deadline = time.monotonic() + 120
@@ -126,27 +128,25 @@ def test_no_process_is_left_when_the_agent_is_killed_while_they_start(
     assert not list(tmp_path.iterdir())
 
 
-def agents(commands: Sequence[list[str]], **variables: str) -> list[int]:
-    """Start commands, as on several machines, and return their exit codes."""
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR", **variables}
-    started = [subprocess.Popen(command, env=environment) for command in commands]
-    try:
-        return [agent.wait(180) for agent in started]
-    finally:
-        for agent in started:
-            agent.kill()
-
-
 def test_two_agents_are_two_machines(options: list[str], tmp_path: Path) -> None:
-    recipe = [*options, "--cycles", "2@5e-3"]
-    command = [sys.executable, "-m", "job", "train", "--run", str(tmp_path / "run"), *recipe]
     place = {
         "PET_NNODES": "2",
         "PET_RDZV_ENDPOINT": f"127.0.0.1:{free_ports(1)[0]}",
         "PET_LOCAL_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
     }
-    commands = [[*command, "--cache", str(tmp_path / f"cache{machine}")] for machine in range(2)]
-    assert agents(commands, **place) == [SUCCESS, SUCCESS]
+    recipe = [*options, "--cycles", "2@5e-3"]
+    with ExitStack() as stack:
+        agents = [
+            stack.enter_context(
+                forked.started(
+                    ["--run", str(tmp_path / "run"), *recipe, "--cache", str(tmp_path / f"cache{machine}")],
+                    f"import os; os.environ.update({place})",
+                )
+            )
+            for machine in range(2)
+        ]
+        assert [agent.end() for agent in agents] == [SUCCESS, SUCCESS], agents[0].last_words()
     finish(["--run", str(tmp_path / "whole"), *recipe])
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
@@ -160,8 +160,18 @@ def test_so_are_two_torchruns(options: list[str], tmp_path: Path) -> None:
         f"--rdzv-endpoint=127.0.0.1:{free_ports(1)[0]}",
         "--local-addr=127.0.0.1",
     ]
-    commands = [[*torchrun, "-m", "job", "train", *recipe]] * 2
-    assert agents(commands, MICRONET_RUN=str(tmp_path / "run")) == [SUCCESS, SUCCESS]
+    words = {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "MICRONET_RUN": str(tmp_path / "run"),
+    }
+    command = [*torchrun, "-m", "job", "train", *recipe]
+    started = [subprocess.Popen(command, env=os.environ | words) for _ in range(2)]
+    try:
+        assert [agent.wait(180) for agent in started] == [SUCCESS, SUCCESS]
+    finally:
+        for agent in started:
+            agent.kill()
     finish(["--run", str(tmp_path / "whole"), *recipe])
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 

@@ -21,7 +21,7 @@ from tests.forked import started
 from tests.metadata import EC2Server
 from tests.servers import free_ports
 
-SHARDS, STEPS = 4, 12  # 200 images in batches of 16
+SHARDS = 4
 MACHINE, PREEMPTED, CONFIGURATION = 74, 75, 78  # the README's table
 STEP_TIMEOUT, BUCKET_BYTES = 3.0, 100_000
 EVERYTHING = ["--cycles", "1@5e-3", "--prune-cycles", "1@1e-3", "--quantise-cycles", "1@1e-3"]
@@ -31,9 +31,9 @@ EVERYTHING = ["--cycles", "1@5e-3", "--prune-cycles", "1@1e-3", "--quantise-cycl
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """All of `train`'s options but --run."""
     folder = tmp_path_factory.mktemp("data")
-    archive = write_archive(folder / "tiny.tar.gz", train=200, test=100, classes=5)
+    archive = write_archive(folder / "tiny.tar.gz", train=100, test=40, classes=5)
     where = ["--data", str(archive), "--cache", str(folder / "cache"), "--device", "cpu"]
-    recipe = ["--depth", "10", "--width", "1", "--batch-size", "16", "--shards", str(SHARDS), *EVERYTHING]
+    recipe = ["--depth", "10", "--width", "1", "--batch-size", "8", "--shards", str(SHARDS), *EVERYTHING]
     return [*where, *recipe, "--precision", "fp32", "--checkpoint-every", "0.1s", "--grace", "15s"]
 
 
@@ -184,7 +184,7 @@ def test_a_notice_for_the_machine_of_another_process_stops_all(options: list[str
         long = ["--cycles", "200@5e-3", "--checkpoint-every", "1h"]
         with together(2, ["--run", tmp_path, *options, *long], before=there) as children:
             assert children[0].until(named("first_step")), children[0].last_words()
-            ec2.interrupt("terminate", 15)
+            ec2.interrupt("terminate", 8)
             assert children[0].until(named("checkpoint")), children[0].last_words()  # at the notice
             assert codes(children) == [PREEMPTED, PREEMPTED], [child.last_words() for child in children]
     assert "durable is epoch" in children[0].last_words()

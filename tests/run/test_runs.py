@@ -22,7 +22,7 @@ from tests.archives import write_archive
 from tests.forked import micronet, started
 from tests.servers import FaultProxy, RangeServer
 
-EPOCHS, STEPS = 6, 12  # 200 images in batches of 16
+EPOCHS, STEPS = 6, 12  # 100 images in batches of 8
 GRACE_SECONDS = 15
 FENCED, PREEMPTED, CONFIGURATION, MACHINE = 76, 75, 78, 74  # the README's table
 
@@ -32,7 +32,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.archive = write_archive(folder / "tiny.tar.gz", train=200, test=500, classes=5)
+        self.archive = write_archive(folder / "tiny.tar.gz", train=100, test=200, classes=5)
 
     def attempt(
         self,
@@ -40,7 +40,7 @@ class Bench:
         *options: str,
         data: str = "",
         cache: str = "cache",
-        batch_size: int = 16,
+        batch_size: int = 8,
         before: str = "",
     ) -> AbstractContextManager[Child]:
         where = ["--run", str(run), "--data", data or str(self.archive), "--cache", str(self.folder / cache)]
@@ -190,7 +190,7 @@ def test_sigterm_during_the_download_keeps_what_has_come(
     tmp_path: Path,
 ) -> None:
     server = serve({"/tiny.tar.gz": bench.archive.read_bytes()})
-    server.faults = [("drip", 100_000)]  # bytes a second, of 2 MB
+    server.faults = [("drip", 100_000)]  # bytes a second, of 0.9 MB
     where = {"data": f"{server.uri}/tiny.tar.gz", "cache": str(tmp_path / "cache")}
     with bench.attempt(tmp_path / "run", **where) as child:
         read_to(child, "data")
@@ -239,9 +239,9 @@ def assert_whole(run: str) -> None:
 
 def test_another_batch_size_is_refused_by_name(bench: Bench, killed: Path, tmp_path: Path) -> None:
     run = shutil.copytree(killed, tmp_path / "run")
-    with bench.attempt(run, batch_size=32) as child:
+    with bench.attempt(run, batch_size=16) as child:
         assert child.end() == CONFIGURATION
-    assert re.search(r"\bbatch_size 16 -> 32\b", child.last_words())
+    assert re.search(r"\bbatch_size 8 -> 16\b", child.last_words())
     assert content(run) == content(killed)
 
 
@@ -257,20 +257,20 @@ def test_another_batch_size_is_accepted_where_asked_for_and_recorded(
     bench: Bench, killed: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(killed, tmp_path / "run")
-    with bench.attempt(run, "--accept-drift", batch_size=32) as child:
+    with bench.attempt(run, "--accept-drift", batch_size=16) as child:
         assert child.end() == 0, child.last_words()
     assert the("resume", child.events)["step"] == the("epoch_restarted", child.events)["steps_dropped"]
     report = json.loads((run / "report.json").read_text())
     first = json.loads((killed / "recipe.json").read_text())
     assert report["run"]["id"] == first["identity"]
-    assert report["training"]["batch_size"] == 32
+    assert report["training"]["batch_size"] == 16
     (change,) = report["lineage"]["drift"]
-    assert change == {"generation": 2, "field": "recipe.batch_size", "before": "16", "now": "32"}
-    with bench.attempt(run, batch_size=32) as child:  # it is the run's own now
+    assert change == {"generation": 2, "field": "recipe.batch_size", "before": "8", "now": "16"}
+    with bench.attempt(run, batch_size=16) as child:  # it is the run's own now
         assert child.end() == 0, child.last_words()
     with bench.attempt(run) as child:
         assert child.end() == CONFIGURATION
-    assert re.search(r"\bbatch_size 32 -> 16\b", child.last_words())
+    assert re.search(r"\bbatch_size 16 -> 8\b", child.last_words())
 
 
 def test_another_network_is_refused_whatever_is_accepted(bench: Bench, killed: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from tests.archives import write_archive
 from tests.simulated_gpu.attempts import SOUND, Attempt, Device, started
 
-STEPS, EPOCHS = 4, 3  # 64 images in batches of 16
+STEPS, BATCH_SIZE, EPOCHS = 4, 4, 3
 EACH_STEP = ("--checkpoint-every", "0.001s")
 IN_STEP, OPERATORS = "cross_entropy", 6  # of each step
 COMPACT = ("--cycles", "1@5e-3", "--prune-cycles", "1@1e-3", "--quantise-cycles", "1@1e-3")
@@ -31,7 +31,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.archive = write_archive(folder / "tiny.tar.gz", train=16 * STEPS, test=20, classes=5)
+        self.archive = write_archive(folder / "tiny.tar.gz", train=STEPS * BATCH_SIZE, test=20, classes=5)
         self.data = ["--data", str(self.archive), "--cache", str(folder / "cache")]
 
     def attempt(
@@ -42,7 +42,8 @@ class Bench:
         terminal: bool = False,
     ) -> AbstractContextManager[Attempt]:
         """Start a `train`."""
-        recipe = ["--depth", "10", "--width", "1", "--batch-size", "16", "--cycles", f"{EPOCHS}@5e-3"]
+        network = ["--depth", "10", "--width", "1"]
+        recipe = [*network, "--batch-size", str(BATCH_SIZE), "--cycles", f"{EPOCHS}@5e-3"]
         words = ["train", "--run", str(run), *self.data, *recipe, *options]
         return started(self.folder, words, device, terminal)
 

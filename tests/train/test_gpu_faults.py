@@ -12,7 +12,17 @@ import pytest
 
 from tests.simulated_gpu import Fault
 from tests.simulated_gpu.attempts import Device
-from tests.simulated_gpu.bench import EACH_STEP, EPOCHS, IN_STEP, STEPS, Bench, at, durable, outcome
+from tests.simulated_gpu.bench import (
+    BATCH_SIZE,
+    EACH_STEP,
+    EPOCHS,
+    IN_STEP,
+    STEPS,
+    Bench,
+    at,
+    durable,
+    outcome,
+)
 
 BUG, MACHINE, PREEMPTED, CONFIGURATION = 1, 74, 75, 78  # the README's table
 OPTIONS = ("--precision", "fp32", *EACH_STEP)
@@ -85,7 +95,7 @@ def test_what_the_program_did_wrong_is_not_retried(
     "device",
     [
         Device(Fault("memory", IN_STEP, IN_THIRD_STEP)),
-        Device(memory=150_000),  # the images alone have more
+        Device(memory=150_000),  # the network alone has more
     ],
     ids=["training", "start"],
 )
@@ -93,7 +103,7 @@ def test_too_little_memory_names_the_batch_size(bench: Bench, tmp_path: Path, de
     with bench.attempt(tmp_path / "run", *OPTIONS, device=device) as attempt:
         assert attempt.end() == CONFIGURATION
     assert "the device has too little memory: CUDA out of memory" in attempt.last_words()
-    assert "Lower --batch-size, now 16" in attempt.last_words()
+    assert f"Lower --batch-size, now {BATCH_SIZE}" in attempt.last_words()
 
 
 def test_a_last_save_on_a_dead_device_names_what_is_lost(bench: Bench, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tests.forked import micronet
 from tests.train.tape import Tape
 from tests.train.test_phases import MOST, teacher
 from tests.train.test_phases import network as compressible
-from tests.train.test_trainer import RECIPE, STEPS, assert_same_bits, batches, in_precision, network, run
+from tests.train.test_trainer import RECIPE, STEPS, assert_same_bits, batches, network, run
 
 CONFIGURATION = 78  # the README's table
 
@@ -40,7 +41,7 @@ class StoppedError(Exception):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_replays_train_to_the_plain_steps_bits(precision: str) -> None:
     """Over two cycles, in which momentum and learning rate change at each step; and after a resume."""
-    recipe = in_precision(precision)
+    recipe = replace(RECIPE, precision=precision)
     plain = Trainer(network(), batches(recipe), recipe, lambda: None)
     expected = run(plain)
     model = network()
@@ -65,7 +66,7 @@ def test_replays_train_to_the_plain_steps_bits(precision: str) -> None:
 
 
 def test_an_overflow_in_the_first_step_is_recorded_too() -> None:
-    recipe = in_precision("fp16")
+    recipe = replace(RECIPE, precision="fp16")
     trainers = []
     for recorded in (False, True):
         model = network()

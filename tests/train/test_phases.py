@@ -43,7 +43,7 @@ RECIPE = Recipe(
     cycles=(Cycle(1, 5e-3),),
     prune_cycles=(Cycle(2, 1e-3),),
     quantise_cycles=(Cycle(2, 1e-3),),
-    batch_size=16,
+    batch_size=4,
     precision="fp32",
 )
 CPU = torch.device("cpu")
@@ -208,14 +208,14 @@ def test_a_target_that_no_sparsity_reaches_is_refused() -> None:
 # The whole job.
 
 OPTIONS = (
-    "--depth", "10", "--width", "1", "--batch-size", "16", "--precision", "fp32", "--device", "cpu",
+    "--depth", "10", "--width", "1", "--batch-size", "4", "--precision", "fp32", "--device", "cpu",
 )  # fmt: skip
 COMPACT = ("--cycles", "1@5e-3", "--prune-cycles", "1@1e-3", "--quantise-cycles", "1@1e-3")
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_archive(tmp_path_factory.mktemp("archive") / "tiny.tar.gz", train=70, test=30, classes=5)
+    return write_archive(tmp_path_factory.mktemp("archive") / "tiny.tar.gz", train=18, test=10, classes=5)
 
 
 def train(archive: Path, run: Path, *words: str) -> Any:

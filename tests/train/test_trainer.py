@@ -16,13 +16,8 @@ from job.train.loader import Images, Normalisation, TrainingBatches
 from job.train.trainer import Trainer, adamw
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(depth=10, width=1, cycles=(Cycle(1, 5e-3), Cycle(1, 1e-3)), batch_size=16, precision="fp32")
+RECIPE = Recipe(depth=10, width=1, cycles=(Cycle(1, 5e-3), Cycle(1, 1e-3)), batch_size=4, precision="fp32")
 STEPS = 4
-
-
-def in_precision(precision: str) -> Recipe:
-    """The recipe with small batches: a processor without bf16 or fp16 of its own takes its time."""
-    return replace(RECIPE, precision=precision, batch_size=4)
 
 
 def batches(recipe: Recipe = RECIPE) -> TrainingBatches:
@@ -135,7 +130,7 @@ def undisturbed(precision: str) -> tuple[Trainer, list[dict[str, float]], dict[t
 
     Taking the states changes no bit.
     """
-    recipe = in_precision(precision)
+    recipe = replace(RECIPE, precision=precision)
     states = {}
 
     def keep() -> None:
@@ -157,7 +152,7 @@ def undisturbed(precision: str) -> tuple[Trainer, list[dict[str, float]], dict[t
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(("epoch", "step"), [(0, 1), (0, 3), (0, STEPS), (1, 0), (1, 2)])
 def test_a_state_goes_on_to_the_same_bits_from_any_step(epoch: int, step: int, precision: str) -> None:
-    recipe = in_precision(precision)
+    recipe = replace(RECIPE, precision=precision)
     whole, records, states = undisturbed(precision)
     data = states[epoch, step]
     torch.manual_seed(4711)

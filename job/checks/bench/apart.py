@@ -10,13 +10,20 @@ from multiprocessing.connection import Connection
 from job import events
 from job.checks.bench.timing import Subject
 
+IMPORTED_BY_TORCH = "torch._inductor.config"
+"""What torch imports, for seconds, when it is told to be deterministic and at an optimizer's first step."""
+
 
 class Apart:
-    """A process that has none of this one's settings for speed and bits; it runs `serve(requests, ...)`."""
+    """A process that has none of this one's settings for speed and bits; it runs `serve(requests, ...)`.
+
+    All are forks of one process that has only imported what they need.
+    """
 
     def __init__(self, name: str, serve: Callable[..., None], *arguments: object) -> None:
         self.name = name
-        context = get_context("spawn")
+        context = get_context("forkserver")
+        context.set_forkserver_preload([serve.__module__, IMPORTED_BY_TORCH])
         self._here, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(events.log_format(), serve, there, *arguments))
         self._process.start()
