@@ -117,10 +117,11 @@ run_tests() {
   lint-imports
   shellcheck setup.sh .ci/run entrypoint.sh bench/first_hour.sh infra/slurm/micronet.sbatch
   hadolint Dockerfile
-  # One thread each: two processes with two each would mostly wait for one another. On a processor with AVX512-FP16
-  # oneDNN takes a reference kernel for fp16's backward pass: 0.77 s a step where PyTorch's own takes 0.07 s.
+  # Three processes on two cores: a quarter of the tests' time is waiting. With more threads than one they would mostly
+  # wait for one another. On a processor with AVX512-FP16 oneDNN takes a reference kernel for fp16's backward pass:
+  # 0.77 s a step where PyTorch's own takes 0.07 s.
   OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 \
-    python -m pytest -m "$selected" -n 2 --dist loadfile --no-loadscope-reorder
+    python -m pytest -m "$selected" -n 3 --dist loadfile --no-loadscope-reorder
 }
 
 [ -z "${PYTHON:-}" ] || command -v "$PYTHON" >/dev/null || fail "there is no PYTHON=$PYTHON"
