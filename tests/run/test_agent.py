@@ -1,6 +1,7 @@
 """`train --processes N`, and torchrun itself: the exit code, and that no process is left when one ends.
 
-The agents and what they start are forked, but where it is said.
+An agent that is disturbed in mid-training and its processes are forked, but in the soak; the others start
+themselves, as a user starts them.
 """
 
 import json
@@ -10,12 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import job.checks.child
 from job.checks.child import Child, named, workers
+from job.machine.preemption import Preemption
 from job.store import open_store
 from tests import forked
 from tests.archives import write_archive
@@ -70,11 +74,16 @@ EXPECTED = {
 }
 
 
-def bits_after(ends: Sequence[str], options: list[str], run: Path) -> None:
+def bits_after(
+    ends: Sequence[str],
+    options: list[str],
+    run: Path,
+    start: Callable[[list[str]], AbstractContextManager[Child]],
+) -> None:
     """Make an attempt of two processes for each end and finish with one; compare with an undisturbed run."""
     recipe = ["--run", str(run), *options]
     for name in ends:
-        with forked.started([*recipe, "--processes", "2", "--grace", "10s"]) as child:
+        with start([*recipe, "--processes", "2", "--grace", "10s"]) as child:
             code = end(child, ENDS[name])
         words = child.last_words()
         assert code == EXPECTED[name][0], (name, words)
@@ -99,18 +108,18 @@ def weights(run: Path) -> bytes:
 def test_a_run_ends_with_the_same_bits_after_each_end_of_its_agent(
     options: list[str], tmp_path: Path
 ) -> None:
-    bits_after(list(ENDS)[:3], options, tmp_path / "run")
+    bits_after(list(ENDS)[:3], options, tmp_path / "run", forked.started)
 
 
 @pytest.mark.soak
-def test_it_does_so_when_process_0_is_killed(options: list[str], tmp_path: Path) -> None:
-    bits_after(list(ENDS)[3:], options, tmp_path / "run")
+def test_it_does_so_with_interpreters_that_start_themselves(options: list[str], tmp_path: Path) -> None:
+    start = partial(job.checks.child.started, preemption=Preemption(10))
+    bits_after(list(ENDS), options, tmp_path / "run", start)
 
 
 def test_no_process_is_left_when_the_agent_is_killed_while_they_start(
     options: list[str], tmp_path: Path
 ) -> None:
-    """Interpreters that start, and import."""
     child = Child(["--run", str(tmp_path), *options, "--processes", "2"])
     try:
         deadline = time.monotonic() + 120
@@ -128,25 +137,27 @@ def test_no_process_is_left_when_the_agent_is_killed_while_they_start(
     assert not list(tmp_path.iterdir())
 
 
+def agents(commands: Sequence[list[str]], **variables: str) -> list[int]:
+    """Start commands, as on several machines, and return their exit codes."""
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR", **variables}
+    started = [subprocess.Popen(command, env=environment) for command in commands]
+    try:
+        return [agent.wait(180) for agent in started]
+    finally:
+        for agent in started:
+            agent.kill()
+
+
 def test_two_agents_are_two_machines(options: list[str], tmp_path: Path) -> None:
+    recipe = [*options, "--cycles", "2@5e-3"]
+    command = [sys.executable, "-m", "job", "train", "--run", str(tmp_path / "run"), *recipe]
     place = {
         "PET_NNODES": "2",
         "PET_RDZV_ENDPOINT": f"127.0.0.1:{free_ports(1)[0]}",
         "PET_LOCAL_ADDR": "127.0.0.1",
-        "GLOO_SOCKET_IFNAME": "lo",
     }
-    recipe = [*options, "--cycles", "2@5e-3"]
-    with ExitStack() as stack:
-        agents = [
-            stack.enter_context(
-                forked.started(
-                    ["--run", str(tmp_path / "run"), *recipe, "--cache", str(tmp_path / f"cache{machine}")],
-                    f"import os; os.environ.update({place})",
-                )
-            )
-            for machine in range(2)
-        ]
-        assert [agent.end() for agent in agents] == [SUCCESS, SUCCESS], agents[0].last_words()
+    commands = [[*command, "--cache", str(tmp_path / f"cache{machine}")] for machine in range(2)]
+    assert agents(commands, **place) == [SUCCESS, SUCCESS]
     finish(["--run", str(tmp_path / "whole"), *recipe])
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
@@ -160,18 +171,8 @@ def test_so_are_two_torchruns(options: list[str], tmp_path: Path) -> None:
         f"--rdzv-endpoint=127.0.0.1:{free_ports(1)[0]}",
         "--local-addr=127.0.0.1",
     ]
-    words = {
-        "GLOO_SOCKET_IFNAME": "lo",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "MICRONET_RUN": str(tmp_path / "run"),
-    }
-    command = [*torchrun, "-m", "job", "train", *recipe]
-    started = [subprocess.Popen(command, env=os.environ | words) for _ in range(2)]
-    try:
-        assert [agent.wait(180) for agent in started] == [SUCCESS, SUCCESS]
-    finally:
-        for agent in started:
-            agent.kill()
+    commands = [[*torchrun, "-m", "job", "train", *recipe]] * 2
+    assert agents(commands, MICRONET_RUN=str(tmp_path / "run")) == [SUCCESS, SUCCESS]
     finish(["--run", str(tmp_path / "whole"), *recipe])
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
