@@ -184,7 +184,7 @@ def test_a_notice_for_the_machine_of_another_process_stops_all(options: list[str
         long = ["--cycles", "200@5e-3", "--checkpoint-every", "1h"]
         with together(2, ["--run", tmp_path, *options, *long], before=there) as children:
             assert children[0].until(named("first_step")), children[0].last_words()
-            ec2.interrupt("terminate", 8)
+            ec2.interrupt("terminate", 15)
             assert children[0].until(named("checkpoint")), children[0].last_words()  # at the notice
             assert codes(children) == [PREEMPTED, PREEMPTED], [child.last_words() for child in children]
     assert "durable is epoch" in children[0].last_words()
