@@ -48,7 +48,7 @@ class Links:
 
         self.prompt: Any = new_group(backend="gloo", timeout=timeout)
         self.patient: Any = new_group(backend="gloo", timeout=FOR_EVER)
-        self.pulse = PrefixStore("pulse", store)
+        self.pulse: Any = PrefixStore("pulse", store)
         self.timeout_seconds = timeout.total_seconds()
 
 
@@ -203,12 +203,24 @@ class Group:
             beats, seen = 0, time.monotonic()
             while not (self.first or work.is_completed()):
                 time.sleep(POLL_SECONDS)
-                now = self._reach.pulse.add(BEATS, 0)
+                now = self._beats()
                 if now != beats:
                     beats, seen = now, time.monotonic()
                 elif time.monotonic() - seen > self._reach.timeout_seconds:
                     raise PeerLostError(f"no sign of process 0 for {self._reach.timeout_seconds:g} s")
             work.wait()
+
+    def _beats(self) -> int:
+        """Return how often process 0 has shown that it is alive; 0 once the store that counts it is gone.
+
+        The store goes with the agent. That stops process 0 too, which needs the others until it has saved.
+        """
+        if self._reach.pulse is not None:
+            try:
+                return int(self._reach.pulse.add(BEATS, 0))
+            except RuntimeError:
+                self._reach.pulse = None
+        return 0
 
     def _beat(self) -> None:
         """Show that this process is alive, until the store that shows it is gone."""

@@ -117,6 +117,25 @@ def test_it_does_so_with_interpreters_that_start_themselves(options: list[str], 
     bits_after(list(ENDS), options, tmp_path / "run", start)
 
 
+def test_process_0_saves_though_the_others_have_nothing_left_to_wait_for(
+    options: list[str], tmp_path: Path
+) -> None:
+    """It evaluates while the agent is killed, whose store shows the others that it is alive."""
+    words = ["--run", str(tmp_path), *options, "--processes", "2", "--grace", "10s"]
+    with forked.started(words) as child:
+        assert child.until(named("evaluate")), child.last_words()
+        agent, first, other = child.processes().values()
+        os.kill(first, signal.SIGSTOP)
+        try:
+            os.kill(agent, signal.SIGKILL)
+            time.sleep(1)
+            assert not gone(other)
+        finally:
+            os.kill(first, signal.SIGCONT)
+        child.end()
+    assert "durable is epoch" in child.last_words()
+
+
 def test_no_process_is_left_when_the_agent_is_killed_while_they_start(
     options: list[str], tmp_path: Path
 ) -> None:
