@@ -11,7 +11,7 @@ from job import events
 from job.checks.bench.timing import Subject
 
 IMPORTED_BY_TORCH = "torch._inductor.config"
-"""What torch imports, for seconds, when it is told to be deterministic and at an optimizer's first step."""
+"""What torch imports, for seconds, for deterministic algorithms and at an optimizer's first step."""
 
 
 class Apart:
