@@ -196,7 +196,7 @@ def serve(number: int) -> None:
     _ = Connection("any-bucket", "").endpoint  # reads botocore's descriptions
     subprocess_handler.Popen = Worker
     gc.collect()
-    gc.freeze()  # a search for garbage would copy every page
+    gc.freeze()  # a full collection in a fork would write to every object, and so copy its page
     requests = socket.socket(fileno=number)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:

@@ -213,7 +213,7 @@ class Group:
     def _beats(self) -> int:
         """Return how often process 0 has shown that it is alive; 0 once the store that counts it is gone.
 
-        The store goes with the agent. That stops process 0 too, which needs the others until it has saved.
+        The store ends with the agent. Process 0 is stopped then too, and needs the others until it has saved.
         """
         if self._reach.pulse is not None:
             try:

@@ -57,7 +57,7 @@ def test_the_quick_form_does_every_stage(tmp_path: Path) -> None:
 
 
 def test_it_does_every_stage_that_has_not_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its program here, what it starts forked. The other stages are those of the next test and others."""
+    """The program runs here, and what it starts is forked. Other tests do the stages that are left out."""
     due = ["smoke", "bench", "profile", "sanitizer"]
     for stage in set(STAGES) - set(due):
         (tmp_path / f"{stage}.json").write_text('{"exit_code": 0}')

@@ -1,7 +1,7 @@
 """`train --processes N`, and torchrun itself: the exit code, and that no process is left when one ends.
 
-An agent that is disturbed in mid-training and its processes are forked, but in the soak; the others start
-themselves, as a user starts them.
+An agent that is killed or stopped in mid-training is forked, and so are its processes; the other tests, and
+the soak, start interpreters as a user does.
 """
 
 import json
@@ -117,10 +117,10 @@ def test_it_does_so_with_interpreters_that_start_themselves(options: list[str], 
     bits_after(list(ENDS), options, tmp_path / "run", start)
 
 
-def test_process_0_saves_though_the_others_have_nothing_left_to_wait_for(
+def test_process_0_saves_when_the_agent_is_killed_while_it_evaluates(
     options: list[str], tmp_path: Path
 ) -> None:
-    """It evaluates while the agent is killed, whose store shows the others that it is alive."""
+    """The others wait for process 0, though the store that shows that it is alive is gone with the agent."""
     words = ["--run", str(tmp_path), *options, "--processes", "2", "--grace", "10s"]
     with forked.started(words) as child:
         assert child.until(named("evaluate")), child.last_words()
