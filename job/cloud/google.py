@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from job.cloud.submission import SHARED_MEMORY_MIB, Submission
+from job.cloud.submission import Submission
 from job.errors import (
     RETRYABLE,
     ConfigurationError,
@@ -18,6 +18,7 @@ from job.errors import (
     PermissionRefusedError,
     UsageError,
 )
+from job.machine.launch import SHARED_MEMORY_MIB
 
 RETRIES = 10
 """The most that Google Batch allows."""

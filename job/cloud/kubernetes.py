@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from job.cloud.submission import CACHE, SHARED_MEMORY_MIB, Submission
+from job.cloud.submission import CACHE, Submission
 from job.errors import (
     PREEMPTED,
     RETRYABLE,
@@ -16,6 +16,7 @@ from job.errors import (
     PermissionRefusedError,
     UsageError,
 )
+from job.machine.launch import SHARED_MEMORY_MIB
 
 BACKOFF_LIMIT = 10
 """Retries of failures that count; lost nodes, evictions and exit code 75 do not."""

@@ -14,10 +14,6 @@ from job.text import has_credentials, redact
 CACHE = "/data"
 """The image's folder for unpacked data."""
 
-SHARED_MEMORY_MIB = 1024
-"""Of /dev/shm for each GPU. A container gets 64 MiB by itself; NCCL's documentation recommends 1 GiB:
-https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting/runtime_and_mpi_issues.html."""
-
 ARRAY_SIZE = "MICRONET_ARRAY"
 """Set by `submit --array` and infra/slurm; the schedulers set their own variables for other jobs too."""
 

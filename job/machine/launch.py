@@ -36,6 +36,13 @@ NODES, MEETING_PLACE, MEETING, LOCAL_ADDRESS = (
 )
 """torchrun's variables: how many machines, where they meet and for which job, and this one's address."""
 
+SHARED_MEMORY_MIB = 1024
+"""MiB of /dev/shm that a container gets for each process with a GPU.
+
+A container gets 64 by itself; NCCL's documentation recommends --shm-size=1g:
+https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting/runtime_and_mpi_issues.html
+"""
+
 MEETING_SECONDS = 900
 """How long the agents of several machines wait for one another: for a node, an image, a start."""
 

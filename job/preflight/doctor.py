@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ from job.data.archive import CIFAR100, Source, all_failed, copy_of, parse_source
 from job.data.download import kept
 from job.data.remote import HTTP, size_of
 from job.errors import DataError, JobError, MachineError
+from job.machine import faults
 from job.preflight import processes, storage
-from job.preflight.check import Check, Finding, failure, ok, warning
+from job.preflight.check import NETWORK, OTHER_MACHINE, Check, Finding, failure, ok, warning
 from job.recipe import Recipe
 from job.settings import DEMO_DATA, DataSettings, Placement
 from job.store import Store, local_path, open_store
@@ -33,16 +35,18 @@ DEVICE_SECONDS = 60.0
 
 RETRY_SECONDS = 1.0
 
+FREE_MEMORY = "End the other programs on the GPU, or use another machine"
+
 
 def examine(recipe: Recipe, placement: Placement, store_cache: str | None, count: int = 1) -> list[Finding]:
     """Return every finding, in the order of a `train` in `count` processes; raise UsageError."""
     store = open_store(placement.run, RETRY_SECONDS) if placement.run else None
     stored = _Background(storage.checks(placement.run, store), NETWORK_SECONDS)
     sources, cache = placement.data.data, Path(placement.data.cache)
-    data_check = Check("data", lambda: check_data(sources, cache, store_cache))
+    data_check = Check("data", lambda: check_data(sources, cache, store_cache), NETWORK)
     data = _Background([data_check], NETWORK_SECONDS)
     device = _check_device(recipe, placement.device.device, count)
-    space = Check("disk", lambda: storage.check_space(recipe, placement.run, placement.data)).finding()
+    space = storage.space_check(recipe, placement.run, placement.data).finding()
     return [*device, *stored.found(), space, *data.found()]
 
 
@@ -51,28 +55,42 @@ def _check_device(recipe: Recipe, requested: str, count: int) -> list[Finding]:
     from job.preflight import gpu  # takes a second or two, while the network's checks run
 
     try:
-        device = devices.choose(requested)
-    except JobError as error:
+        with faults.explained(FREE_MEMORY):
+            device = devices.choose(requested)
+    except Exception as error:
         return [failure("gpu", error)]
     checks = [
-        Check("gpu", lambda: gpu.check_device(device)),
-        Check("kernel", lambda: gpu.check_work(device), late="The GPU hangs: use another machine"),
-        Check("precision", lambda: gpu.check_precision(recipe.precision, device)),
+        *_basic_checks(device),
+        Check("precision", lambda: gpu.check_precision(recipe.precision, device), OTHER_MACHINE),
     ]
     if recipe.compile:
-        checks.append(Check("compile", lambda: gpu.check_compiler(device)))
+        checks.append(Check("compile", lambda: gpu.check_compiler(device), OTHER_MACHINE))
     checks += processes.checks(recipe.shards, count, device.type)
-    return _Background(checks, DEVICE_SECONDS).found()
+    return _Background([_explained(check) for check in checks], DEVICE_SECONDS).found()
+
+
+def _basic_checks(device: torch.device) -> list[Check]:
+    from job.preflight import gpu
+
+    return [
+        Check("gpu", lambda: gpu.check_device(device), OTHER_MACHINE),
+        Check("kernel", lambda: gpu.check_work(device), OTHER_MACHINE),
+    ]
+
+
+def _explained(check: Check) -> Check:
+    """Return the check with the JobErrors of `faults.explained` for what PyTorch raises about the device."""
+
+    def run() -> Finding:
+        with faults.explained(FREE_MEMORY):
+            return check.run()
+
+    return replace(check, run=run)
 
 
 def check_device(device: torch.device) -> None:
     """Check the device; raise the first JobError, log warnings."""
-    from job.preflight import gpu
-
-    _require(
-        Check("gpu", lambda: gpu.check_device(device)),
-        Check("kernel", lambda: gpu.check_work(device)),
-    )
+    _require(*(_explained(check) for check in _basic_checks(device)))
 
 
 def check_storage(recipe: Recipe, run: str | None, data: DataSettings, store: Store | None) -> None:
@@ -82,7 +100,7 @@ def check_storage(recipe: Recipe, run: str | None, data: DataSettings, store: St
     without --run. A store that does not answer is retried as in any other call. The data is not checked:
     fetching it comes next.
     """
-    _require(*storage.checks(run, store), Check("disk", lambda: storage.check_space(recipe, run, data)))
+    _require(*storage.checks(run, store), storage.space_check(recipe, run, data))
 
 
 def _require(*checks: Check) -> None:
@@ -156,10 +174,13 @@ class _Background:
     def found(self) -> list[Finding]:
         """Wait and return the findings; a check that hangs has failed, and those after it are left out."""
         self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        waits = self._thread.is_alive()
         found = list(self._found)
-        if len(found) < len(self._checks):
-            late = MachineError(f"no answer within {self._seconds:g} s", self._checks[len(found)].late)
-            found.append(failure(self._checks[len(found)].name, late))
+        if waits and len(found) < len(self._checks):
+            check = self._checks[len(found)]
+            found.append(
+                failure(check.name, MachineError(f"no answer within {self._seconds:g} s", check.late))
+            )
         return found
 
     def _run(self) -> None:

@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.errors import ConfigurationError
-from job.machine.launch import require_divisible
-from job.preflight.check import Check, Finding, ok, warning
+from job.machine.launch import SHARED_MEMORY_MIB, require_divisible
+from job.preflight.check import OTHER_MACHINE, Check, Finding, ok, warning
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where NCCL creates its segments
-
-SHARED_MEMORY_MIB = 1024
-"""What NCCL's documentation recommends for a container: --shm-size=1g.
-https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting/runtime_and_mpi_issues.html"""
 
 TAKEN = 0.1  # share of it that other programs may have
 
@@ -41,14 +37,14 @@ def checks(shards: int, processes: int, device_type: str) -> list[Check]:
     """
     if processes == 1:
         return []
-    found = [Check("shards", lambda: check_shards(shards, processes))]
+    found = [Check("shards", lambda: check_shards(shards, processes), OTHER_MACHINE)]
     if device_type == "cuda":
         found += [
-            Check("gpus", lambda: check_gpus(processes, visible())),
-            Check("peers", lambda: describe_peers(unreachable(processes))),
-            Check("shared-memory", lambda: check_shared_memory(SHARED_MEMORY)),
+            Check("gpus", lambda: check_gpus(processes, visible()), OTHER_MACHINE),
+            Check("peers", lambda: describe_peers(pairs_without_peer_access(processes)), OTHER_MACHINE),
+            Check("shared-memory", lambda: check_shared_memory(SHARED_MEMORY, processes), OTHER_MACHINE),
         ]
-    found.append(Check("backend", lambda: check_backend(device_type)))
+    found.append(Check("backend", lambda: check_backend(device_type), OTHER_MACHINE))
     return found
 
 
@@ -83,19 +79,22 @@ def describe_peers(pairs: Sequence[tuple[int, int]]) -> Finding:
     return ok("peers", f"through the host's memory, which is slower: {named}")
 
 
-def check_shared_memory(folder: Path) -> Finding:
+def check_shared_memory(folder: Path, processes: int) -> Finding:
     """Check that there is room for NCCL's segments in /dev/shm, where it would fail to start."""
+    needed = SHARED_MEMORY_MIB * processes
     fix = (
-        "Start the container with --shm-size=1g or --ipc=host; on Kubernetes mount an emptyDir of medium "
-        f"Memory at {folder}"
+        f"Start the container with --shm-size={needed}m or --ipc=host; on Kubernetes mount an emptyDir of "
+        f"medium Memory at {folder}"
     )
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return warning("shared-memory", f"{folder} cannot be used: {error.strerror}", fix)
     text = f"{folder} has {free // MIB:,} MiB free"
-    if free < SHARED_MEMORY_MIB * MIB * (1 - TAKEN):
-        return warning("shared-memory", f"{text} of the {SHARED_MEMORY_MIB:,} that NCCL should have", fix)
+    if free < needed * MIB * (1 - TAKEN):
+        return warning(
+            "shared-memory", f"{text} of the {needed:,} that NCCL in {processes} processes should have", fix
+        )
     return ok("shared-memory", text)
 
 
@@ -124,7 +123,7 @@ def visible() -> list[Gpu]:
     return [Gpu(found.name, found.total_memory) for found in properties]
 
 
-def unreachable(processes: int) -> list[tuple[int, int]]:
+def pairs_without_peer_access(processes: int) -> list[tuple[int, int]]:
     """Return the pairs, among the GPUs of so many processes, that cannot read each other's memory."""
     import torch
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from job.data.archive import CIFAR100, parse_source
 from job.data.download import kept
 from job.errors import MachineError, PermissionRefusedError
-from job.preflight.check import Check, Finding, ok, warning
+from job.preflight.check import NETWORK, Check, Finding, ok, warning
 from job.recipe import Recipe
 from job.run.manifests import KEPT
 from job.settings import DEMO_DATA, DataSettings
@@ -36,6 +36,8 @@ SKEW_SECONDS = 60.0
 KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
 A_ROLE = "Give the job a role, or keys that do not expire before the run ends"
 
+DISK = "The file system does not answer: check its server, or use another disk"
+
 FIXED = ("env", "shared-credentials-file", "config-file")
 """Sources of credentials that somebody has written; botocore renews those of other sources."""
 
@@ -54,16 +56,19 @@ def checks(run: str | None, store: Store | None) -> list[Check]:
     """Return the checks of the run's store, in order; `store` is that of `run`, None without one."""
     path = local_path(run or RUNS)
     if store is None or path is not None:
-        return [Check("store", lambda: check_folder(path or Path(RUNS)))]
+        return [Check("store", lambda: check_folder(path or Path(RUNS)), DISK)]
     if store.uri.startswith("gs://"):  # its client renews the credentials, and its requests have no time
-        return [
-            Check("store", lambda: check_store(store), late="Check the network and the machine's identity")
-        ]
+        return [Check("store", lambda: check_store(store), "Check the network and the machine's identity")]
     return [
-        Check("credentials", lambda: check_credentials(service(store), datetime.now(UTC))),
-        Check("store", lambda: check_store(store)),
-        Check("clock", lambda: check_clock(service(store))),
+        Check("credentials", lambda: check_credentials(service(store), datetime.now(UTC)), NETWORK),
+        Check("store", lambda: check_store(store), NETWORK),
+        Check("clock", lambda: check_clock(service(store)), NETWORK),
     ]
+
+
+def space_check(recipe: Recipe, run: str | None, data: DataSettings) -> Check:
+    """Return the check of the space on the disks."""
+    return Check("disk", lambda: check_space(recipe, run, data), DISK)
 
 
 def check_store(store: Store) -> Finding:

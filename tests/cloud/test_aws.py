@@ -12,8 +12,9 @@ import boto3
 import pytest
 
 from job.cloud import aws
-from job.cloud.submission import SHARED_MEMORY_MIB, training
+from job.cloud.submission import training
 from job.errors import JobError
+from job.machine.launch import SHARED_MEMORY_MIB
 from tests.cloud.documents import (
     IMAGE,
     INFRA,

@@ -97,9 +97,83 @@ def test_a_kernel_that_hangs_is_reported_and_what_comes_after_it_is_left_out(
     released.set()
     assert (code, checks["kernel"]["exit_code"]) == (74, 74)
     assert checks["kernel"]["text"] == "no answer within 0.5 s"
-    assert "use another machine" in checks["kernel"]["fix"]
+    assert checks["kernel"]["fix"] == "The GPU does not answer: use another machine"
     assert "precision" not in checks
     assert checks["store"]["status"] == checks["data"]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("check", "raised", "exit_code", "text", "fix"),
+    [
+        (
+            "check_device",
+            torch.AcceleratorError("CUDA error: device busy"),
+            74,
+            "device busy",
+            "another machine",
+        ),
+        (
+            "check_device",
+            torch.OutOfMemoryError("CUDA out of memory"),
+            78,
+            "too little memory",
+            "other programs",
+        ),
+        ("check_precision", RuntimeError("CUDA is wrong"), 1, "RuntimeError: CUDA is wrong", "Report it"),
+        ("check_work", TypeError("no such operand"), 1, "TypeError: no such operand", "Report it"),
+    ],
+)
+def test_what_a_check_of_the_device_raises_is_its_finding(
+    check: str,
+    raised: Exception,
+    exit_code: int,
+    text: str,
+    fix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(gpu, check, fails)
+    monkeypatch.setattr("job.preflight.doctor.DEVICE_SECONDS", 20.0)
+    code, checks = examine(
+        capsys, "--demo", "--device", "cpu", "--run", tmp_path / "run", "--cache", tmp_path
+    )
+    found = checks[{"check_device": "gpu", "check_work": "kernel", "check_precision": "precision"}[check]]
+    assert (code, found["exit_code"]) == (exit_code, exit_code)
+    assert text in found["text"]
+    assert fix in found["fix"]
+    assert set(checks) >= {"gpu", "kernel", "precision"}  # what comes after it has run
+
+
+def test_a_bug_in_a_check_of_the_store_or_the_data_is_its_finding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("job.preflight.storage.check_folder", lambda path: 1 // 0)
+    monkeypatch.setattr("job.preflight.storage.check_space", lambda *arguments: 1 // 0)
+    code, checks = examine(
+        capsys, "--demo", "--device", "cpu", "--run", tmp_path / "run", "--cache", tmp_path
+    )
+    assert code == 1
+    assert checks["store"]["text"].startswith("ZeroDivisionError: ")
+    assert checks["disk"]["text"].startswith("ZeroDivisionError: ")
+    assert checks["data"]["status"] == "ok"
+
+
+def test_a_device_that_cannot_be_chosen_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def busy(requested: str) -> None:
+        raise torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setattr("job.machine.device.choose", busy)
+    code, checks = examine(
+        capsys, "--demo", "--device", "cpu", "--run", tmp_path / "run", "--cache", tmp_path
+    )
+    assert (code, checks["gpu"]["exit_code"], checks["store"]["status"]) == (74, 74, "ok")
+    assert "busy or unavailable" in checks["gpu"]["text"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

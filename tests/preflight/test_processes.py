@@ -64,17 +64,22 @@ def test_the_way_between_the_gpus_is_reported() -> None:
     assert "cuda:0 and cuda:1, cuda:0 and cuda:2" in found.text
 
 
-@pytest.mark.parametrize(("free", "status"), [(64, "warning"), (900, "warning"), (1000, "ok"), (8192, "ok")])
-def test_little_shared_memory_is_a_warning(free: int, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("free", "count", "status"),
+    [(64, 1, "warning"), (900, 1, "warning"), (1000, 1, "ok"), (1024, 8, "warning"), (8192, 8, "ok")],
+)
+def test_little_shared_memory_is_a_warning(
+    free: int, count: int, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free * MIB))
-    found = processes.check_shared_memory(Path("/dev/shm"))
+    found = processes.check_shared_memory(Path("/dev/shm"), count)
     assert found.status == status
     assert f"{free:,} MiB free" in found.text
-    assert ("--shm-size=1g or --ipc=host" in found.fix) == (status == "warning")
+    assert (f"--shm-size={1024 * count}m or --ipc=host" in found.fix) == (status == "warning")
 
 
 def test_no_shared_memory_is_a_warning(tmp_path: Path) -> None:
-    found = processes.check_shared_memory(tmp_path / "none")
+    found = processes.check_shared_memory(tmp_path / "none", 2)
     assert (found.status, "No such file" in found.text) == ("warning", True)
 
 
