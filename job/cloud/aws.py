@@ -8,7 +8,7 @@ import boto3
 from botocore import exceptions as boto
 from botocore.config import Config
 
-from job.cloud.submission import Submission
+from job.cloud.submission import Submission, explain_answer
 from job.errors import RETRYABLE, ConfigurationError, JobError, MachineError, PermissionRefusedError
 from job.store.s3_client import NO_CREDENTIALS, UNREACHABLE
 
@@ -16,14 +16,30 @@ ATTEMPTS = 10
 """The most that AWS Batch allows."""
 
 VCPUS, MEMORY_MIB = 4, 13312
-"""For each GPU of several; the defaults of infra/aws/micronet.yaml, which fit any machine of several GPUs."""
+"""vCPUs and MiB that a job of several GPUs requests for each GPU.
+
+They are the defaults of infra/aws/micronet.yaml, and fit any machine of several GPUs.
+"""
 
 HOST_LOST = "Host EC2*"
 """How AWS Batch's status reason begins when the instance is gone, interrupted or broken:
 https://aws.amazon.com/blogs/compute/introducing-retry-strategies-for-aws-batch/."""
 
 _CONFIG = Config(connect_timeout=10, read_timeout=20, retries={"mode": "standard", "max_attempts": 3})
-_REFUSED = ("AccessDenied", "ExpiredToken", "InvalidClientTokenId", "SignatureDoesNotMatch", "Unrecognized")
+_MEANINGS = {
+    401: (
+        "ExpiredToken",
+        "InvalidClientTokenId",
+        "InvalidSignature",
+        "SignatureDoesNotMatch",
+        "Unrecognized",
+    ),
+    403: ("AccessDenied",),
+    429: ("Throttling", "TooManyRequests"),
+}
+"""The HTTP status that codes stand for, by how they begin; AWS sends many with 400 or 403."""
+
+_RENEW = "Renew the credentials (aws sso login, or a new key), and check this machine's clock"
 
 
 def request(submission: Submission, queue: str, definition: str) -> dict[str, Any]:
@@ -79,26 +95,31 @@ def explain(error: Exception, where: str) -> JobError:
     """Return the JobError for what boto3 raised at a request to `where`."""
     if isinstance(error, boto.ClientError):
         return _explain_answer(error, where)
-    said = f"{where}: {error}".rstrip(".")
+    message = f"{where}: {error}".rstrip(".")
+    if isinstance(error, boto.SSOError):
+        return PermissionRefusedError(message, _RENEW)
     if isinstance(error, NO_CREDENTIALS):
         return PermissionRefusedError(
-            said, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
+            message, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
         )
     if isinstance(error, boto.NoRegionError):
-        return ConfigurationError(said, "Set AWS_DEFAULT_REGION to the stack's region")
+        return ConfigurationError(message, "Set AWS_DEFAULT_REGION to the stack's region")
     if isinstance(error, UNREACHABLE):
-        return MachineError(said, "Check the network, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL")
-    return ConfigurationError(said, "Check the options and the AWS variables")
+        return MachineError(message, "Check the network, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL")
+    return ConfigurationError(message, "Check the options and the AWS variables")
 
 
 def _explain_answer(error: boto.ClientError, where: str) -> JobError:
     code = str(error.response["Error"].get("Code", ""))
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-    said = f"{where}: HTTP {status} {code}: {error.response['Error'].get('Message', '')}".rstrip(".")
-    if status in (401, 403) or code.startswith(_REFUSED):
-        return PermissionRefusedError(said, "Allow batch:SubmitJob for the queue and the job definition")
-    if status >= 500 or status == 429 or code.startswith(("Throttling", "TooManyRequests")):
-        return MachineError(said, "Try later")
-    return ConfigurationError(
-        said, "Name the stack's queue and job definition with --queue and --definition, in its region"
+    message = f"{where}: HTTP {status} {code}: {error.response['Error'].get('Message', '')}".rstrip(".")
+    for meaning, codes in _MEANINGS.items():
+        if code.startswith(codes):
+            status = meaning
+    return explain_answer(
+        status,
+        message,
+        renew=_RENEW,
+        permit="Allow batch:SubmitJob for the queue and the job definition",
+        correct="Name the stack's queue and job definition with --queue and --definition, in its region",
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from job.cloud.submission import Submission
+from job.cloud.submission import Submission, explain_answer
 from job.errors import (
     RETRYABLE,
     ConfigurationError,
@@ -28,10 +28,16 @@ HOST_LOST = (50001, 50002, 50003, 50004, 50006)
 limit, is not retried: https://cloud.google.com/batch/docs/troubleshooting#reserved-exit-codes."""
 
 CPU_MILLI, MEMORY_MIB = 3500, 12288
-"""For each GPU: of the 4 vCPU and 16 GiB of the smallest machine with an L4."""
+"""Thousandths of a vCPU and MiB that a task requests for each GPU.
+
+The smallest machine with an L4 has 4 vCPU and 16 GiB.
+"""
 
 MACHINE_TYPES = {1: "g2-standard-4", 2: "g2-standard-24", 4: "g2-standard-48", 8: "g2-standard-96"}
 """The smallest machine with so many L4s."""
+
+WITHOUT_GPU = "n2-standard-4"
+"""The machine of a task without a GPU: 4 vCPU and 16 GiB."""
 
 COUNTS = {
     "g2-standard": {24: 2, 48: 4, 96: 8},
@@ -63,7 +69,7 @@ _ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_BATCH"
 class Machine:
     """The kind of VM: its machine type, the GPU added to it, and the driver that Batch is to install.
 
-    A `type` of None is the smallest of MACHINE_TYPES that has the GPUs.
+    A `type` of None is the smallest of MACHINE_TYPES that has the GPUs, or WITHOUT_GPU.
     """
 
     type: str | None = None
@@ -75,7 +81,7 @@ class Machine:
 
         Raises UsageError for a driver of an unknown GPU, and for a machine type of another number of GPUs.
         """
-        machine_type = self.type or MACHINE_TYPES.get(max(1, gpus))
+        machine_type = self.type or (MACHINE_TYPES.get(gpus) if gpus else WITHOUT_GPU)
         if machine_type is None:
             raise UsageError(f"--gpus {gpus}: no G2 machine has so many", "Name another with --machine-type")
         count = gpus_of(machine_type)
@@ -194,27 +200,28 @@ def submit(job: dict[str, Any], name: str, project: str, region: str) -> tuple[s
 
 
 def _explain(error: Exception, where: str) -> JobError:
-    from google.api_core import exceptions
     from google.auth import exceptions as auth
 
-    said = f"{where}: {error}".rstrip(".")
+    message = f"{where}: {error}".rstrip(".")
     if isinstance(error, auth.TransportError):
-        return MachineError(said, f"Check the network and {_ENDPOINT}")
+        return MachineError(message, f"Check the network and {_ENDPOINT}")
     if isinstance(error, auth.GoogleAuthError):
         return PermissionRefusedError(
-            said, "Run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS"
+            message, "Run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS"
         )
-    if isinstance(error, (exceptions.Forbidden, exceptions.Unauthorized)):
-        return PermissionRefusedError(said, _remedy(said))
-    if isinstance(error, (exceptions.ServerError, exceptions.TooManyRequests)):
-        return MachineError(said, "Try later")
-    return ConfigurationError(said, "Check --project, --region, --machine-type and --service-account")
+    return explain_answer(
+        getattr(error, "code", None),
+        message,
+        renew="Run gcloud auth application-default login, or renew the key in GOOGLE_APPLICATION_CREDENTIALS",
+        permit=_missing_right(message),
+        correct="Check --project, --region, --machine-type and --service-account",
+    )
 
 
-def _remedy(said: str) -> str:
+def _missing_right(message: str) -> str:
     """Return what to do about a 403, by what its message names."""
-    if "SERVICE_DISABLED" in said or "has not been used in project" in said:
+    if "SERVICE_DISABLED" in message or "has not been used in project" in message:
         return "Run gcloud services enable batch.googleapis.com"
-    if "actAs" in said or "service account" in said.lower():
+    if "actAs" in message or "service account" in message.lower():
         return "Ask for the role roles/iam.serviceAccountUser on the job's service account"
     return "Ask for the role roles/batch.jobsEditor in the project"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from job.cloud.submission import CACHE, Submission
+from job.cloud.submission import CACHE, Submission, explain_answer
 from job.errors import (
     PREEMPTED,
     RETRYABLE,
     ConfigurationError,
-    JobError,
     MachineError,
-    PermissionRefusedError,
     UsageError,
 )
 from job.machine.launch import SHARED_MEMORY_MIB
@@ -22,7 +21,10 @@ BACKOFF_LIMIT = 10
 """Retries of failures that count; lost nodes, evictions and exit code 75 do not."""
 
 CPU, MEMORY_GIB = 3, 12
-"""For each GPU: what a node's own programs leave of 4 vCPU and 16 GiB."""
+"""Processors and GiB that a pod requests for each GPU.
+
+They are what a node's own programs leave of 4 vCPU and 16 GiB.
+"""
 
 USER = 1000
 """The image's user; any other works too."""
@@ -205,17 +207,24 @@ def submit(job: dict[str, Any], namespace: str) -> tuple[str, str]:
     body: Any = job  # the client takes dictionaries too
     try:
         config.load_kube_config()  # type: ignore[no-untyped-call]
-    except (config.ConfigException, YAMLError) as error:
-        said = " ".join(str(error).split())
+    except (config.ConfigException, YAMLError, OSError, UnicodeDecodeError) as error:
+        message = " ".join(str(error).split())
         raise ConfigurationError(
-            f"no cluster is configured: {said}", "Name a file in KUBECONFIG, as for kubectl"
+            f"no cluster is configured: {message}",
+            "Name a file that this user can read in KUBECONFIG, as for kubectl",
         ) from error
     try:
         created: Any = client.BatchV1Api().create_namespaced_job(
             namespace, body, field_validation="Strict", _request_timeout=_TIMEOUT_SECONDS
         )
     except client.ApiException as error:
-        raise _explain(error.status, f"{namespace}: {error.reason}: {_message(error.body)}") from error
+        raise explain_answer(
+            error.status,
+            f"{namespace}: {error.reason}: {_message(error.body)}",
+            renew="Log in to the cluster again: kubectl get jobs must succeed with the same KUBECONFIG",
+            permit="Ask for the right to create Jobs in this namespace",
+            correct="Check the options, --namespace and the cluster's version: arrays need 1.33",
+        ) from error
     except HTTPError as error:
         raise MachineError(
             f"the cluster does not answer: {error}", "Check the network and KUBECONFIG"
@@ -225,19 +234,7 @@ def submit(job: dict[str, Any], namespace: str) -> tuple[str, str]:
 
 
 def _message(body: str | None) -> str:
-    import json
-
     try:
         return str(json.loads(body or "")["message"])
     except (ValueError, KeyError, TypeError):
         return "no explanation"
-
-
-def _explain(status: int | None, said: str) -> JobError:
-    if status in (401, 403):
-        return PermissionRefusedError(said, "Ask for the right to create Jobs in this namespace")
-    if status is None or status >= 500 or status == 429:
-        return MachineError(said, "Try later")
-    return ConfigurationError(
-        said, "Check the options, --namespace and the cluster's version: arrays need 1.33"
-    )

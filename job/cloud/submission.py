@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from job.errors import ConfigurationError, UsageError
+from job.data.archive import parse_source
+from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError, UsageError
 from job.phases import format_cycles
+from job.settings import DEMO_DATA
+from job.store import local_path
 from job.text import has_credentials, redact
 
 CACHE = "/data"
@@ -56,8 +59,8 @@ def training(
     *,
     data: Sequence[str] = (),
     demo: bool = False,
-    named: str | None = None,
-    start: str | None = None,
+    recipe_name: str | None = None,
+    start_run: str | None = None,
     teacher: str | None = None,
     device: str = "auto",
     gpus: int = 1,
@@ -70,18 +73,20 @@ def training(
     """Return the submission that trains at `run`, with the fields of `recipe` in place of the named one's.
 
     A grace or a timeout of None is left to the scheduler's job definition. Raises UsageError for a run
-    outside a bucket, an image without digest, a secret in `variables` or `data`, and GPUs that the recipe's
-    shards cannot be divided among.
+    outside a bucket, a local path, an image without digest, a secret in `variables` or `data`, a GPU that the
+    job will not see, and GPUs that the recipe's shards cannot be divided among.
     """
     variables = dict(variables or {})
     _check(run, image, variables, data)
+    _check_places(data, start_run, teacher)
+    _check_device(device, gpus)
     processes = gpus > 1 and PROCESSES not in variables
     if processes:
         _check_gpus(gpus, device, recipe.get("shards", 1))
     arguments = ["train", "--run", run, "--cache", CACHE, "--device", device, *recipe_arguments(recipe)]
     arguments += [part for source in data for part in ("--data", source)]
     arguments += ["--demo"] if demo else []
-    for option, value in (("--recipe", named), ("--from", start), ("--teacher", teacher)):
+    for option, value in (("--recipe", recipe_name), ("--from", start_run), ("--teacher", teacher)):
         arguments += [option, value] if value else []
     arguments += ["--processes", str(gpus)] if processes else []
     arguments += [] if grace_seconds is None else ["--grace", str(grace_seconds)]
@@ -160,8 +165,33 @@ def _check(run: str, image: str | None, variables: Mapping[str, str], data: Sequ
         if has_credentials(address):
             raise UsageError(
                 f"--data {redact(address)}: whoever may read the job could read its credentials",
-                "Name an address without them, or give it as MICRONET_DATA with --secret",
+                "Name an address without them, or on Google and Kubernetes use --secret for MICRONET_DATA",
             )
+
+
+def _check_places(data: Sequence[str], start_run: str | None, teacher: str | None) -> None:
+    places: list[tuple[str, str | None, str | None]] = [
+        ("--data", source, parse_source(source).uri) for source in data if source != DEMO_DATA
+    ]
+    places += [("--from", start_run, start_run), ("--teacher", teacher, teacher)]
+    for option, place, uri in places:
+        if uri and local_path(uri) is not None:
+            raise UsageError(
+                f"{option}: {place} is on this machine, which the job cannot read",
+                f"Copy it to the bucket and name it there; a path in the image is --env "
+                f"MICRONET_{option[2:].upper()}=PATH",
+            )
+
+
+def _check_device(device: str, gpus: int) -> None:
+    number = device.partition(":")[2]
+    if number and int(number) >= gpus:
+        raise UsageError(
+            f"--device {device}: of {gpus} GPUs the last is cuda:{gpus - 1}"
+            if gpus > 1
+            else f"--device {device}: the job sees one GPU, cuda:0",
+            "Leave --device out",
+        )
 
 
 def _check_gpus(gpus: int, device: str, shards: int) -> None:
@@ -173,6 +203,19 @@ def _check_gpus(gpus: int, device: str, shards: int) -> None:
             "Give --shards, a power of two that --gpus divides, such as --shards 8 for 2, 4 or 8 GPUs; it is "
             "part of the recipe",
         )
+
+
+def explain_answer(status: int | None, message: str, *, renew: str, permit: str, correct: str) -> JobError:
+    """Return the JobError for the HTTP status of a scheduler's answer, None for one without a status.
+
+    The fixes: `renew` for credentials that are not valid (401), `permit` for a right that is missing (403),
+    `correct` for a request that cannot be fulfilled.
+    """
+    if status in (401, 403):
+        return PermissionRefusedError(message, renew if status == 401 else permit)
+    if status is None or status >= 500 or status == 429:
+        return MachineError(message, "Try later")
+    return ConfigurationError(message, correct)
 
 
 def _name(run: str) -> str:

@@ -33,7 +33,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 ARRAY_MAX = 10_000  # of AWS Batch and of Google Batch
 TIMEOUT = "24h"
-
+STACK_GRACE = "Time from SIGTERM. At most the stack's parameter Grace, which ends the container."
 
 VARIABLE = Pair(r"[A-Za-z_]\w*")
 LABEL = Pair(r"[A-Za-z0-9][\w./-]*")
@@ -66,7 +66,9 @@ def task_options(own_bounds: bool) -> Callable[[Command], Command]:
             metavar="N",
             help="Train N seeds, --seed and those after it, each in RUN/seed-SEED.",
         ),
-        setting_option(AttemptSettings, "grace", **({} if own_bounds else {"default": None})),
+        setting_option(
+            AttemptSettings, "grace", **({} if own_bounds else {"default": None, "help": STACK_GRACE})
+        ),
         option(
             "--timeout",
             type=SECONDS,
@@ -129,7 +131,9 @@ def aws(context: click.Context, /, queue: str, definition: str, dry_run: bool, *
 @option("--project", required=True, help="Google Cloud project.")
 @option("--region", required=True, help="Region of the machines, such as us-central1.")
 @option(
-    "--machine-type", metavar="TYPE", help="Machine, with its GPUs. Default: the smallest with --gpus L4s."
+    "--machine-type",
+    metavar="TYPE",
+    help="Machine, with its GPUs. Default: the smallest with --gpus L4s, n2-standard-4 for --device cpu.",
 )
 @option("--accelerator", metavar="TYPE", help="GPU added to a machine type that has none of its own.")
 @option("--driver", metavar="VERSION", help="NVIDIA driver to install. Default: that of Batch's image.")
@@ -241,8 +245,8 @@ def _submission(
         {name: getattr(chosen, name) for name in given},
         data=data,
         demo=demo,
-        named=named,
-        start=start,
+        recipe_name=named,
+        start_run=start,
         teacher=teacher,
         device=device,
         gpus=gpus,

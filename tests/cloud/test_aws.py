@@ -10,6 +10,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.config import Config
 
 from job.cloud import aws
 from job.cloud.submission import training
@@ -309,24 +310,48 @@ def test_nobody_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "exit_code"),
+    ("status", "code", "exit_code", "fix"),
     [
-        (403, "AccessDeniedException", 77),
-        (403, "UnrecognizedClientException", 77),
-        (400, "ExpiredTokenException", 77),
-        (503, "ServerException", 74),
-        (400, "ClientException", 78),
+        (403, "AccessDeniedException", 77, "Allow batch:SubmitJob"),
+        (400, "AccessDeniedException", 77, "Allow batch:SubmitJob"),
+        (403, "UnrecognizedClientException", 77, "aws sso login"),
+        (403, "InvalidSignatureException", 77, "aws sso login"),
+        (403, "SignatureDoesNotMatch", 77, "aws sso login"),
+        (400, "ExpiredTokenException", 77, "aws sso login"),
+        (401, "Unauthorized", 77, "aws sso login"),
+        (400, "ThrottlingException", 74, "Try later"),
+        (503, "ServerException", 74, "Try later"),
+        (400, "ClientException", 78, "--queue and --definition"),
     ],
 )
 def test_refusals(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, status: int, code: str, exit_code: int
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, status: int, code: str, exit_code: int, fix: str
 ) -> None:
     surround(monkeypatch, AWS_ENDPOINT_URL=recorder.uri)
+    monkeypatch.setattr(aws, "_CONFIG", Config(retries={"total_max_attempts": 1}))
     recorder.status, recorder.answer = status, {"__type": code, "message": "the reason given"}
     with pytest.raises(
         JobError, match=f"the queue micronet: HTTP {status} {code}: the reason given"
     ) as caught:
         aws.submit(aws.request(training(RUN, {}), "micronet", "micronet"))
     assert caught.value.exit_code == exit_code
-    assert caught.value.fix
+    assert fix in caught.value.fix
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
+
+
+def test_a_login_that_has_expired_is_to_be_renewed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = "[default]\nsso_start_url = https://example.com\nsso_region = eu-central-1\n"
+    config += "sso_account_id = 1\nsso_role_name = trainer\n"
+    (tmp_path / "config").write_text(config)
+    without_keys = dict.fromkeys((*KEYS, "AWS_PROFILE", "AWS_SESSION_TOKEN"), "")
+    files = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "HOME": str(tmp_path)}
+    surround(monkeypatch, AWS_ENDPOINT_URL=nobody(), **without_keys, **files)
+    error = refusal("aws", "--run", RUN)
+    assert error.exit_code == 77
+    assert "aws sso login" in error.fix
+
+
+def test_the_grace_s_bound_is_in_the_help() -> None:
+    shown = " ".join(micronet("submit", "aws", "--help").stdout.split())
+    assert "At most the stack's parameter Grace, which ends the container." in shown
+    assert "parameter Grace" not in micronet("submit", "gcp", "--help").stdout

@@ -67,7 +67,11 @@ def test_an_array_and_a_run_without_a_gpu() -> None:
     assert group["taskSpec"]["environment"]["variables"]["MICRONET_ARRAY"] == "3"
     commands = group["taskSpec"]["runnables"][0]["container"]["commands"]
     assert commands[-3:] == ["--demo", "--grace", "25"]
-    assert job["allocationPolicy"]["instances"][0]["installGpuDrivers"] is False
+    (instance,) = job["allocationPolicy"]["instances"]
+    assert instance["installGpuDrivers"] is False
+    assert instance["policy"]["machineType"] == "n2-standard-4"
+    chosen = rendered(*OPTIONS, "--device", "cpu", "--machine-type", "c3-standard-8")
+    assert '"machineType": "c3-standard-8"' in chosen
 
 
 def policy(*options: str) -> dict[str, Any]:
@@ -221,6 +225,7 @@ def test_refusals(
         called(monkeypatch, account, recorder.uri)
     assert caught.value.exit_code == exit_code
     assert caught.value.fix
+    assert ("gcloud auth application-default login" in caught.value.fix) == (status == 401)
     assert "PRIVATE KEY" not in str(caught.value)
 
 

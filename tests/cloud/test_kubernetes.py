@@ -325,6 +325,7 @@ def test_refusals(
         kubernetes.submit(kubernetes_job("job"), "training")
     assert caught.value.exit_code == exit_code
     assert caught.value.fix
+    assert ("kubectl get jobs" in caught.value.fix) == (status == 401)
     assert "averysecrettoken" not in str(caught.value)
 
 
@@ -342,12 +343,14 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "KUBECONFIG" in error.fix
 
 
-@pytest.mark.parametrize("content", [None, "a: ["])
+@pytest.mark.parametrize("content", [None, b"a: [", b"\xff\xfe\xfd", "a folder"])
 def test_without_a_valid_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | str | None
 ) -> None:
-    if content is not None:
-        (tmp_path / "config").write_text(content)
+    if isinstance(content, str):
+        (tmp_path / "config").mkdir()
+    elif content is not None:
+        (tmp_path / "config").write_bytes(content)
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
     error = refusal(*OPTIONS)
     assert error.exit_code == 78

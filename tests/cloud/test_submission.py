@@ -61,7 +61,7 @@ def test_train_reads_the_recipe_that_was_meant(values: dict[str, Any], demo: boo
 
 def test_train_gets_the_recipe_and_what_it_builds_on() -> None:
     submission = training(
-        RUN, {}, named="compact", start="s3://my-bucket/dense", teacher="s3://my-bucket/large"
+        RUN, {}, recipe_name="compact", start_run="s3://my-bucket/dense", teacher="s3://my-bucket/large"
     )
     read = train.make_context("train", list(submission.arguments[1:])).params
     found = {name: read[name] for name in ("named", "start", "teacher")}
@@ -174,6 +174,32 @@ def test_a_run_may_be_in_googles_storage() -> None:
         "--run",
         "gs://bucket/runs/first",
     )
+
+
+@pytest.mark.parametrize("option", ["--data", "--from", "--teacher"])
+@pytest.mark.parametrize("path", ["runs/first", "./a.tar.gz", "/home/me/a", "file:///home/me/a"])
+def test_a_place_on_this_machine_is_refused(option: str, path: str) -> None:
+    error = refusal("aws", "--run", RUN, "--recipe", "compact", option, path, "--dry-run")
+    assert error.exit_code == 2
+    assert error.message == f"{option}: {path} is on this machine, which the job cannot read"
+    assert f"MICRONET_{option[2:].upper()}=PATH" in error.fix
+
+
+def test_places_that_a_job_can_read_and_a_path_in_the_image_are_taken() -> None:
+    sha256 = "#sha256=" + "0" * 64
+    for address in ("s3://b/a.tar.gz", f"https://example.com/a{sha256}", "gs://b/a", "demo:"):
+        assert address in rendered("aws", "--run", RUN, "--data", address)
+    document = rendered("aws", "--run", RUN, "--env", "MICRONET_DATA=/opt/cifar.tar.gz")
+    assert "/opt/cifar.tar.gz" in document
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda:1", 1), ("cuda:8", 8)])
+def test_a_gpu_that_the_job_will_not_see_is_refused(device: str, gpus: int) -> None:
+    with pytest.raises(UsageError, match=f"--device {device}: .* cuda:{gpus - 1}"):
+        training(RUN, {}, gpus=gpus, device=device, variables={"MICRONET_PROCESSES": "1"})
+    seen = training(RUN, {}, gpus=8, device="cuda:7", variables={"MICRONET_PROCESSES": "1"})
+    assert "cuda:7" in seen.arguments
+    assert "cuda:0" in training(RUN, {}, device="cuda:0").arguments
 
 
 @pytest.mark.parametrize("image", ["micronet", "micronet:latest", IMAGE[:-1], IMAGE + "0"])
