@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -21,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
 from bench.fashion_mnist import NAMES, read_split
 from job.data.pack import write_archive
+from job.view.comparison import estimate
 
 TEACHERS = {"teacher": "0.5", "alone": "0"}
 """The share of the teacher's answers, by the runs' names."""
@@ -84,12 +82,9 @@ def runs(chosen: argparse.Namespace, data: Path, seed: int) -> Iterator[tuple[st
 
 
 def interval(values: list[float]) -> str:
-    """Return the mean with its 95 % interval (Student's t)."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:+.2f}"
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:+.2f} ± {half:.2f}"
+    """Return the mean with its 95 % interval, which three seeds or more have."""
+    found = estimate(values)
+    return f"{found.mean:+.2f}" + ("" if found.half_width is None else f" ± {found.half_width:.2f}")
 
 
 def main() -> None:

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from job.checks.child import Child, named, started
+from job.errors import PREEMPTED
 from job.machine.preemption import Preemption
 
 EVALUATE = ("--data", "--cache", "--device")  # of train's options also evaluate's
-PREEMPTED = 75  # the README's table
 
 
 def finish(child: Child) -> None:
@@ -60,7 +60,7 @@ def stopped(run: str, options: Sequence[str]) -> dict[str, Any]:
         "accuracy": accuracy,
         "evaluated": measured["accuracy"],
     }
-    if code != PREEMPTED or not result["resumed"] or accuracy != measured["accuracy"]:
+    if code != PREEMPTED.code or not result["resumed"] or accuracy != measured["accuracy"]:
         raise SystemExit(f"stopped, resumed and evaluated: {json.dumps(result)}")
     return result
 

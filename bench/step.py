@@ -3,7 +3,7 @@
     python -m bench.step --loop job         or bare, or stock: fastai's
 
 Trains a few epochs of four steps for the peak memory, then traces a step, and prints JSON. The roofline lets
-each operator X
+each operator take the longer of its arithmetic and its memory traffic at the measured rates.
 """
 
 from __future__ import annotations

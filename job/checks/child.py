@@ -84,7 +84,7 @@ class Child:
         return self._process.wait(PATIENCE_SECONDS)
 
     def processes(self) -> dict[str, int]:
-        """Return the numbers of the attempt's processes: the agent's, and those of `process 0` and so on."""
+        """Return the process ids of the attempt: the agent's, and those of `process 0` and so on."""
         return {AGENT: self._process.pid, **workers(self._process.pid)}
 
     def signal(self, number: int, only: str = "") -> None:
@@ -141,7 +141,7 @@ class Child:
 
 
 def workers(agent: int) -> dict[str, int]:
-    """Return the numbers of the processes that an agent has started, as `process 0` and so on (Linux)."""
+    """Return the ids of the processes that an agent has started, as `process 0` and so on (Linux)."""
     found = {}
     for child in _read(f"/proc/{agent}/task/{agent}/children").split():
         for variable in _read(f"/proc/{int(child)}/environ").split(b"\0"):

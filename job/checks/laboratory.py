@@ -36,7 +36,7 @@ CHECKPOINT_EVERY = "0.1s"
 SHARDS = 4  # of a step that processes share, or as many as these; each shard has two images or more
 
 COMPRESSED_EPOCHS = 3
-"""Of a run's epochs the last: one prunes, one quantises, one averages statistics."""
+"""Number of last epochs that prune, quantise and average statistics, one each."""
 
 MEASURED = (
     "report.run",

@@ -15,7 +15,7 @@ Examples:
   micronet selftest --run s3://bucket/runs --processes 4
 """
 
-MOST_PROCESSES = 16  # an image each
+MOST_PROCESSES = 16
 
 
 @click.command(epilog=EXAMPLES)
@@ -33,7 +33,7 @@ MOST_PROCESSES = 16  # an image each
     "--processes",
     type=click.IntRange(1, MOST_PROCESSES),
     default=1,
-    help="Most processes of an attempt, one a GPU: each attempt has another number of them.",
+    help="Largest number of processes, one a GPU; each attempt uses 1, 2, 4 … up to it.",
 )
 @option("--keep", is_flag=True, help="Do not remove the throw-away prefix.")
 @device_option

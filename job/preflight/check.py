@@ -28,7 +28,7 @@ class Finding:
     exit_code: int = 0
 
     def to_json(self) -> dict[str, str | int]:
-        """Return the fields."""
+        """Return the finding as `doctor --json` prints it."""
         return asdict(self)
 
 

@@ -47,7 +47,7 @@ def examine(recipe: Recipe, placement: Placement, store_cache: str | None, count
     data = _Background([data_check], NETWORK_SECONDS)
     device = _check_device(recipe, placement.device.device, count)
     space = storage.space_check(recipe, placement.run, placement.data).finding()
-    return [*device, *stored.found(), space, *data.found()]
+    return [*device, *stored.findings(), space, *data.findings()]
 
 
 def _check_device(recipe: Recipe, requested: str, count: int) -> list[Finding]:
@@ -66,7 +66,7 @@ def _check_device(recipe: Recipe, requested: str, count: int) -> list[Finding]:
     if recipe.compile:
         checks.append(Check("compile", lambda: gpu.check_compiler(device), OTHER_MACHINE))
     checks += processes.checks(recipe.shards, count, device.type)
-    return _Background([_explained(check) for check in checks], DEVICE_SECONDS).found()
+    return _Background([_explained(check) for check in checks], DEVICE_SECONDS).findings()
 
 
 def _basic_checks(device: torch.device) -> list[Check]:
@@ -105,9 +105,9 @@ def check_storage(recipe: Recipe, run: str | None, data: DataSettings, store: St
 
 def _require(*checks: Check) -> None:
     for each in checks:
-        found = each.run()
-        if found.status == "warning":
-            events.warn("preflight", check=found.name, reason=found.text, fix=found.fix)
+        finding = each.run()
+        if finding.status == "warning":
+            events.warn("preflight", check=finding.name, reason=finding.text, fix=finding.fix)
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
@@ -115,7 +115,7 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
     So a scheduler does not retry (74) a job that is also refused (77) or misconfigured (78).
     """
-    codes = [found.exit_code for found in findings if found.status == "failed"]
+    codes = [finding.exit_code for finding in findings if finding.status == "failed"]
     return next((code for code in codes if code != MachineError.exit_code), codes[0] if codes else 0)
 
 
@@ -129,19 +129,19 @@ def check_data(sources: Sequence[str], cache: Path, store_cache: str | None) -> 
     failures: list[JobError] = []
     for source in [parse_source(text) for text in sources] or CIFAR100:
         try:
-            found = _find(source, cache, store_cache)
+            location = _locate(source, cache, store_cache)
         except JobError as error:
             error.message = f"{source}: {error.message}"
             failures.append(error)
             continue
         if failures:
             reasons = "; ".join(error.message for error in failures)
-            return warning("data", f"{found}; before it {reasons}", "Check the sources in --data")
-        return ok("data", found)
+            return warning("data", f"{location}; before it {reasons}", "Check the sources in --data")
+        return ok("data", location)
     raise failures[0] if len(failures) == 1 else all_failed(failures)
 
 
-def _find(source: Source, cache: Path, store_cache: str | None) -> str:
+def _locate(source: Source, cache: Path, store_cache: str | None) -> str:
     path = local_path(source.uri)
     if path is not None:
         if not path.is_file():
@@ -167,22 +167,22 @@ class _Background:
     def __init__(self, checks: Sequence[Check], seconds: float) -> None:
         self._checks, self._seconds = checks, seconds
         self._deadline = time.monotonic() + seconds
-        self._found: list[Finding] = []
+        self._findings: list[Finding] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def found(self) -> list[Finding]:
+    def findings(self) -> list[Finding]:
         """Wait and return the findings; a check that hangs has failed, and those after it are left out."""
         self._thread.join(max(0.0, self._deadline - time.monotonic()))
         waits = self._thread.is_alive()
-        found = list(self._found)
-        if waits and len(found) < len(self._checks):
-            check = self._checks[len(found)]
-            found.append(
+        findings = list(self._findings)
+        if waits and len(findings) < len(self._checks):
+            check = self._checks[len(findings)]
+            findings.append(
                 failure(check.name, MachineError(f"no answer within {self._seconds:g} s", check.late))
             )
-        return found
+        return findings
 
     def _run(self) -> None:
         for check in self._checks:
-            self._found.append(check.finding())
+            self._findings.append(check.finding())

@@ -42,7 +42,9 @@ FIXED = ("env", "shared-credentials-file", "config-file")
 """Sources of credentials that somebody has written; botocore renews those of other sources."""
 
 MOUNTS = Path("/proc/self/mountinfo")
-ALONE = "Let only one machine at a time work on the run, or use NFS 4, Lustre with -o flock, or a bucket"
+ONE_MACHINE = (
+    "Let only one machine at a time work on the run, or use NFS 4, Lustre with -o flock, or a bucket"
+)
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -86,19 +88,21 @@ def check_folder(path: Path) -> Finding:
 
     A folder that may be shared with machines whose locks are not seen here is a warning.
     """
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    existing = _existing(path)
     try:
         with scratch(existing) as work:
             probe(LocalStore(work))
     except OSError as error:
         raise explain(error, path) from error
     text = f"{path} can be read and written and honours conditional writes"
-    if alone := lonely_locks(existing.resolve(), os.fsdecode(MOUNTS.read_bytes())):
-        return warning("store", f"{text} of this machine: its locks on {alone} may not reach others", ALONE)
+    if kind := file_system_with_local_locks(existing.resolve(), os.fsdecode(MOUNTS.read_bytes())):
+        return warning(
+            "store", f"{text} of this machine: its locks on {kind} may not reach others", ONE_MACHINE
+        )
     return ok("store", text)
 
 
-def lonely_locks(path: Path, mounts: str) -> str | None:
+def file_system_with_local_locks(path: Path, mounts: str) -> str | None:
     """Return the kind of the file system at `path` if others that mount it may not see its locks, else None.
 
     `mounts` is as in proc_pid_mountinfo(5). NFS and Lustre name the way they lock in their options, FUSE not.
@@ -211,7 +215,7 @@ def run_bytes(recipe: Recipe) -> int:
 def parameters(recipe: Recipe) -> int:
     """Return the number of the network's parameters, for 100 classes.
 
-    By formula: building it takes 0.1 s, and on the meta device 2 s of imports (torch 2.14.1).
+    By formula: on the meta device the network counts them itself, after 2 s of imports (torch 2.14.1).
     """
     blocks = (recipe.depth - 4) // 6
     inputs, total = 16, 3 * 16 * 9
@@ -225,5 +229,5 @@ def parameters(recipe: Recipe) -> int:
 
 
 def _existing(path: Path) -> Path:
-    """Return the folder or its nearest parent that exists."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    """Return the path or its nearest parent that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())

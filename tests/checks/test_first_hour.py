@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -104,6 +105,28 @@ def test_the_stages_of_whole_runs_and_of_the_doctor_have_their_results(
     for stage, found in results.items():
         compared = compare(PREDICTIONS.get(stage, []), found, "")
         assert all(each["result"] is not None and each["held"] is not False for each in compared)
+
+
+def test_the_environment_of_setup_is_the_default(tmp_path: Path) -> None:
+    script = tmp_path / "bench" / "first_hour.sh"
+    script.parent.mkdir()
+    shutil.copy(SCRIPT, script)
+    interpreters = {name: tmp_path / name for name in (".venv/bin/python", "path/python3", "own")}
+    for name, path in interpreters.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\necho {name} $*\n")
+        path.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}/path:{os.environ['PATH']}"}
+    environment.pop("PYTHON", None)
+
+    def called(**more: str) -> str:
+        done = subprocess.run([script], env=environment | more, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert called() == ".venv/bin/python -m bench.first_hour\n"
+    assert called(PYTHON=str(interpreters["own"])) == "own -m bench.first_hour\n"
+    interpreters[".venv/bin/python"].unlink()
+    assert called() == "path/python3 -m bench.first_hour\n"
 
 
 def test_a_stage_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ WAIT_SECONDS = 120
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A cluster; where there can be none the tests are skipped, or fail where one is required."""
-    fail_or_skip = pytest.fail if os.environ.get("MICRONET_SLURM_REQUIRED") else pytest.skip
+    fail_or_skip = (
+        pytest.fail if "slurm" in os.environ.get("MICRONET_REQUIRE", "").split(",") else pytest.skip
+    )
     if reason := missing():
         fail_or_skip(f"no job runs in Slurm: {reason}")
     with tempfile.TemporaryDirectory(prefix="micronet-slurm-", ignore_cleanup_errors=True) as folder:

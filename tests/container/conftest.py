@@ -25,7 +25,7 @@ def engine() -> Iterator[Engine]:
     """An engine for the session; where there can be none the tests are skipped, or fail where required."""
     parent = Path(KEPT).parent if KEPT else Path("/var/tmp")  # /tmp is in memory on some machines
     if missing := _missing(parent):
-        if os.environ.get("MICRONET_CONTAINER_REQUIRED"):
+        if "container" in os.environ.get("MICRONET_REQUIRE", "").split(","):
             pytest.fail(f"the container tests are required here, and {missing}")
         pytest.skip(f"no container is built or run: {missing}")
     folder = Path(KEPT or tempfile.mkdtemp(prefix="micronet-container-", dir=parent))

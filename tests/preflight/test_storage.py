@@ -23,7 +23,7 @@ from job.preflight.storage import (
     check_store,
     checks,
     data_bytes,
-    lonely_locks,
+    file_system_with_local_locks,
     parameters,
     run_bytes,
 )
@@ -227,10 +227,10 @@ def test_a_file_system_whose_locks_may_not_reach_others_is_found(
 ) -> None:
     root = MOUNT.format(where="/", kind="overlay", options="rw")
     below = MOUNT.format(where=r"/mnt/my\040data", kind=kind, options=options)
-    assert lonely_locks(Path("/mnt/my data/run"), root + below) == (kind if alone else None)
-    assert lonely_locks(Path("/mnt/my"), root + below) is None
+    assert file_system_with_local_locks(Path("/mnt/my data/run"), root + below) == (kind if alone else None)
+    assert file_system_with_local_locks(Path("/mnt/my"), root + below) is None
     over = MOUNT.format(where=r"/mnt/my\040data", kind="tmpfs", options="rw")
-    assert lonely_locks(Path("/mnt/my data/run"), root + below + over) is None
+    assert file_system_with_local_locks(Path("/mnt/my data/run"), root + below + over) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("bindfs"), reason="needs bindfs and root")

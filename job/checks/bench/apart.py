@@ -1,4 +1,4 @@
-"""Processes of their own that measure on request."""
+"""Worker processes that measure a subject on request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Apart:
         there.close()
 
     def ask(self, subject: str = "") -> None:
-        """Let it measure; `answer` returns what it measured."""
+        """Request a measurement of one of its subjects, whose result `answer` waits for."""
         with suppress(BrokenPipeError):  # the answer will be missing
             self._here.send(subject)
 

@@ -18,13 +18,16 @@ NVLink: half of the 600 GB/s that NVIDIA's A100 datasheet gives for both directi
 """
 
 ATTAINED = 0.7
-"""Of a link's bandwidth; assumed, for GPUs that reach each other without the host's memory."""
+"""Assumed share of a link's bandwidth that is reached, by GPUs that need no host memory for it."""
 
 COLLECTIVE_SECONDS = 30e-6
-"""From the call of a collective to its first byte; assumed."""
+"""Assumed seconds from calling a collective to its first byte."""
 
 BACKWARD = 2 / 3
-"""Of a shard's time, in which its gradients can be exchanged: it has twice the forward pass's operations."""
+"""Share of a shard's time that is its backward pass, which has twice the forward pass's operations.
+
+Gradients can be exchanged meanwhile.
+"""
 
 
 class Modelled(TypedDict):

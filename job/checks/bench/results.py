@@ -193,7 +193,9 @@ def _parallel(parallel: ParallelFigures) -> list[str]:
         sent, alone = parallel["sent_bytes"][count], _in_ms(parallel["exchange_seconds"][count])
         several = f"{count} processes"
         rows += [
-            _ratio(f"{several} / 1", gain, f"at 4 shards; {count}: the exchange costs nothing"),
+            _ratio(
+                f"{several} / 1", gain, f"4 shards; a ratio of {count} would mean that the exchange is free"
+            ),
             _ratio(
                 f"{several}, share", parallel["exchange_share"][count], "of a step that the exchange adds"
             ),

@@ -161,13 +161,13 @@ class RecipeEvents(Callback):
         self.scaler = loss_scaler(recipe.precision, loader.device)
 
     def before_batch(self) -> None:
-        """Set the step's learning rate and momentum."""
+        """Follow the recipe's schedule, which the job sets at the same place."""
         steps, loader = len(self.loader), self.loader
         lr, momentum = one_cycle(self.recipe.cycles, steps, loader.epoch, loader.step)
         self.learn.opt.set_hypers(lr=lr, mom=momentum)
 
     def after_loss(self) -> None:
-        """Sum the losses."""
+        """Sum the losses on the device, which the job reads once an epoch."""
         self.total += self.learn.loss.detach()
 
     def before_backward(self) -> None:
@@ -182,7 +182,7 @@ class RecipeEvents(Callback):
             raise CancelStepException
 
     def after_batch(self) -> None:
-        """Call the function."""
+        """Report that a training step has ended."""
         self.function()
 
 
