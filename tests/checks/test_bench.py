@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 from torch import nn
 
 from bench.step import READ, Trace, loop
+from job.checks.bench.apart import SET_BY_THE_JOB
 from job.checks.bench.links import ATTAINED, COLLECTIVE_SECONDS, LINKS, modelled, sent_bytes
 from job.checks.bench.loops import batches, excess, full
 from job.checks.bench.parallel import SHARED
@@ -48,6 +52,39 @@ def test_a_ratio_is_paired_by_round() -> None:
     assert found["mean"] == pytest.approx(2.0)
     assert found["half_width"] == pytest.approx(4.302653 * 1 / math.sqrt(3), rel=1e-6)  # t with 2 degrees
     assert spread([3.0, 1.0]) == {"median": 2.0, "low": 1.0, "high": 3.0, "n": 2}
+
+
+WITNESS = """
+import os, sys
+from contextlib import closing
+from pathlib import Path
+from job.checks.bench import apart
+
+def serve(requests):
+    names = ("GOMP_SPINCOUNT", "OMP_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG")
+    Path("seen").write_text(" ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ))
+    requests.recv()
+    requests.send(1.0)
+
+def main():
+    apart.IMPORTED_BY_TORCH = "json"
+    os.environ.update(GOMP_SPINCOUNT="20000", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+    before = dict(os.environ)
+    with closing(apart.Apart("witness", serve)) as process:
+        process.ask()
+        process.answer()
+    assert dict(os.environ) == before
+"""
+
+
+def test_a_process_apart_has_the_user_s_variables_and_none_of_the_job_s(tmp_path: Path) -> None:
+    (tmp_path / "witness.py").write_text(WITNESS)
+    given = {name: value for name, value in os.environ.items() if name not in SET_BY_THE_JOB}
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    command = [sys.executable, "-c", "import witness; witness.main()"]
+    given |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, cwd=tmp_path, env=given)
+    assert (tmp_path / "seen").read_text() == "OMP_NUM_THREADS=1"
 
 
 def test_operations_and_bytes_of_a_linear_layer() -> None:

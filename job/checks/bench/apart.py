@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from job import events
-from job.checks.bench.timing import Subject
+
+if TYPE_CHECKING:
+    from job.checks.bench.timing import Subject
 
 IMPORTED_BY_TORCH = "torch._inductor.config"
 """What torch imports, for seconds, for deterministic algorithms and at an optimizer's first step."""
+
+SET_BY_THE_JOB = ("CUBLAS_WORKSPACE_CONFIG", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+"""Variables that the job sets for its speed and its bits; libraries read them when they are loaded."""
 
 
 class Apart:
     """A process that has none of this one's settings for speed and bits; it runs `serve(requests, ...)`.
 
-    All are forks of one process that has only imported what they need.
+    All are forks of one process that has only imported what they need, with the variables of the user alone.
     """
 
     def __init__(self, name: str, serve: Callable[..., None], *arguments: object) -> None:
@@ -26,7 +34,8 @@ class Apart:
         context.set_forkserver_preload([serve.__module__, IMPORTED_BY_TORCH])
         self._here, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(events.log_format(), serve, there, *arguments))
-        self._process.start()
+        with _users_variables():
+            self._process.start()
         there.close()
 
     def ask(self, subject: str = "") -> None:
@@ -45,6 +54,19 @@ class Apart:
         """Let it end, and wait for that."""
         self._here.close()
         self._process.join()
+
+
+@contextmanager
+def _users_variables() -> Iterator[None]:
+    """Take what the job has set of SET_BY_THE_JOB out of the environment (Linux)."""
+    given = {
+        entry.partition(b"=")[0].decode() for entry in Path("/proc/self/environ").read_bytes().split(b"\0")
+    }
+    kept = {name: os.environ.pop(name) for name in SET_BY_THE_JOB if name in os.environ and name not in given}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _serve(log_format: str, serve: Callable[..., None], *arguments: object) -> None:
