@@ -264,6 +264,10 @@ def test_a_cluster_queue_covers_what_a_pod_requests() -> None:
     requested = set(container["resources"]["requests"]) | set(container["resources"]["limits"])
     assert set(group["coveredResources"]) == requested
     (flavor,) = group["flavors"]
+    quotas = {resource["name"]: str(resource["nominalQuota"]) for resource in flavor["resources"]}
+    pods = kubernetes_job("array")["spec"]["parallelism"]  # which Kueue admits all or none of
+    for name, amount in (container["resources"]["requests"] | container["resources"]["limits"]).items():
+        assert int(quotas[name].removesuffix("Gi")) >= pods * int(amount.removesuffix("Gi")), name
     assert [resource["name"] for resource in flavor["resources"]] == group["coveredResources"]
     assert flavor["name"] == kinds["ResourceFlavor"]["metadata"]["name"]
     local = kinds["LocalQueue"]
