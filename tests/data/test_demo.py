@@ -4,9 +4,12 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -18,41 +21,53 @@ from job.data.extract import unpack
 SHA256 = "ad482118a6bad536dea4a3671073913c60bf322881a2a57748ef6aebc66c2b1b"
 """Of the archive. Another one is another data set: measure the README's figures for --demo again."""
 
+Archive = tuple[Path, str]  # and its SHA-256
+Content = dict[str, dict[str, Any]]
+Pixels = NDArray[np.floating[Any]]
+Named = tuple[Pixels, NDArray[np.str_]]
+
 CENTRE_HUES = {"red": 0, "orange": 36, "lime": 72, "green": 108, "mint": 144}
 CENTRE_HUES |= {"cyan": 180, "azure": 216, "indigo": 252, "purple": 288, "pink": 324}
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory):
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
     path = tmp_path_factory.mktemp("demo") / "demo.tar.gz"
     return path, demo.write(path)
 
 
 @pytest.fixture(scope="module")
-def content(archive):
+def content(archive: Archive) -> Content:
+    unpickled = {}
     with tarfile.open(archive[0]) as tar:
-        return {
-            name: pickle.load(tar.extractfile(f"cifar-100-python/{name}"))
-            for name in ("train", "test", "meta")
-        }
+        for name in ("train", "test", "meta"):
+            file = tar.extractfile(f"cifar-100-python/{name}")
+            assert file
+            unpickled[name] = pickle.load(file)
+    return unpickled
 
 
 @pytest.fixture(scope="module")
-def test_split(content):
+def test_split(content: Content) -> Named:
     """Images in [0, 1], [2000, 32, 32, 3], and their classes' names."""
     images = content["test"]["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) / 255
     names = np.array(content["meta"]["fine_label_names"])
     return images, names[content["test"]["fine_labels"]]
 
 
-def test_the_archive_is_the_same_on_every_machine(archive):
+def test_the_archive_is_the_same_on_every_machine(archive: Archive) -> None:
     path, digest = archive
 
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digest == SHA256
 
 
-def test_the_archive_is_the_same_without_the_processors_vector_units(archive, tmp_path):
-    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+def test_the_archive_is_the_same_without_the_processors_vector_units(
+    archive: Archive, tmp_path: Path
+) -> None:
+    from numpy._core._multiarray_umath import (  # type: ignore[import-not-found]
+        __cpu_dispatch__,
+        __cpu_features__,
+    )
 
     used = [feature for feature in __cpu_dispatch__ if __cpu_features__[feature]]
     program = "import sys, pathlib; from job.data import demo; print(demo.write(pathlib.Path(sys.argv[1])))"
@@ -68,7 +83,7 @@ def test_the_archive_is_the_same_without_the_processors_vector_units(archive, tm
     assert result.stdout.strip() == archive[1]
 
 
-def test_a_hundred_classes_are_ten_shapes_in_ten_hues(content):
+def test_a_hundred_classes_are_ten_shapes_in_ten_hues(content: Content) -> None:
     meta = content["meta"]
     fine, coarse = meta["fine_label_names"], meta["coarse_label_names"]
 
@@ -80,7 +95,7 @@ def test_a_hundred_classes_are_ten_shapes_in_ten_hues(content):
             assert fine[label].split()[1] == coarse[superclass]
 
 
-def test_superclasses_are_the_shapes(archive, tmp_path):
+def test_superclasses_are_the_shapes(archive: Archive, tmp_path: Path) -> None:
     verified = fetch([parse_source(str(archive[0]))], tmp_path)
     dataset = load(unpack(verified, tmp_path), verified.sha256)
     for name, superclass in zip(dataset.classes, dataset.superclasses, strict=True):
@@ -88,7 +103,7 @@ def test_superclasses_are_the_shapes(archive, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "per_class"), [("train", 100), ("test", 20)])
-def test_classes_are_balanced_and_mixed(content, name, per_class):
+def test_classes_are_balanced_and_mixed(content: Content, name: str, per_class: int) -> None:
     labels = np.array(content[name]["fine_labels"])
 
     assert content[name]["data"].shape == (100 * per_class, 3072)
@@ -98,7 +113,7 @@ def test_classes_are_balanced_and_mixed(content, name, per_class):
     assert np.mean(labels[1:] == labels[:-1]) < 0.03
 
 
-def test_no_image_comes_twice(content):
+def test_no_image_comes_twice(content: Content) -> None:
     images = [row.tobytes() for name in ("train", "test") for row in content[name]["data"]]
 
     assert len(set(images)) == 12_000
@@ -119,7 +134,9 @@ def test_no_image_comes_twice(content):
         ("target", [(0, 0), (0.83, 0), (0, -0.83)], [(0.5, 0), (0, 0.5), (1.1, 0)]),
     ],
 )
-def test_a_shape_is_what_its_name_says(shape, inside, outside):
+def test_a_shape_is_what_its_name_says(
+    shape: str, inside: list[tuple[float, float]], outside: list[tuple[float, float]]
+) -> None:
     for points, sign in ((inside, 1), (outside, -1)):
         for u, v in points:
             distance = demo.SHAPES[shape](np.array([u], np.float32), np.array([v], np.float32))
@@ -127,7 +144,7 @@ def test_a_shape_is_what_its_name_says(shape, inside, outside):
 
 
 @pytest.mark.parametrize("shape", demo.SHAPES)
-def test_a_shape_is_its_own_mirror_image_and_within_the_margin(shape):
+def test_a_shape_is_its_own_mirror_image_and_within_the_margin(shape: str) -> None:
     u, v = np.random.default_rng(3).uniform(-2, 2, (2, 10_000)).astype(np.float32)
     distance = demo.SHAPES[shape](u, v)
 
@@ -136,11 +153,11 @@ def test_a_shape_is_its_own_mirror_image_and_within_the_margin(shape):
     assert reach * max(demo.RADIUS) < max(demo.RADIUS) + demo.MARGIN
 
 
-def chroma_of(images):
+def chroma_of(images: Pixels) -> Pixels:
     return images.max(-1) - images.min(-1)
 
 
-def test_shapes_lie_left_as_often_as_right_and_high_as_often_as_low(test_split):
+def test_shapes_lie_left_as_often_as_right_and_high_as_often_as_low(test_split: Named) -> None:
     images, names = test_split
     coloured = chroma_of(images) > 0.35
     line = np.arange(32) - 15.5
@@ -154,7 +171,7 @@ def test_shapes_lie_left_as_often_as_right_and_high_as_often_as_low(test_split):
             assert abs(centres.mean()) < 4 * standard_error, shape
 
 
-def hue_of(images):
+def hue_of(images: Pixels) -> Pixels:
     """Return the hue in degrees of each image's most colourful pixels, 7 in 100."""
     chroma = chroma_of(images)
     strongest = chroma >= np.quantile(chroma, 0.93, axis=(1, 2), keepdims=True)
@@ -164,7 +181,7 @@ def hue_of(images):
 
 @pytest.mark.parametrize("brightness", [0.4, 0.5, 0.6])
 @pytest.mark.parametrize("contrast", [0.8, 1, 1.25])
-def test_hues_stay_apart_in_any_lighting(test_split, brightness, contrast):
+def test_hues_stay_apart_in_any_lighting(test_split: Named, brightness: float, contrast: float) -> None:
     images, names = test_split
     images = images.clip(1e-7, 1 - 1e-7)
     logits = contrast * (np.log(images / (1 - images)) + np.log(brightness / (1 - brightness)))
@@ -186,7 +203,9 @@ def test_hues_stay_apart_in_any_lighting(test_split, brightness, contrast):
     ],
     ids=["ridge", "logistic of few steps", "logistic"],
 )
-def test_a_linear_classifier_cannot_tell_the_classes(content, classifier):
+def test_a_linear_classifier_cannot_tell_the_classes(
+    content: Content, classifier: RidgeClassifier | LogisticRegression
+) -> None:
     """With about the best penalties; converged ones reach 0.101 and 0.201 (`bench/linear_baseline.py`)."""
     scaler = StandardScaler()
     train = scaler.fit_transform(content["train"]["data"].astype(np.float32))

@@ -3,6 +3,8 @@ import hashlib
 import pickle
 import stat
 import tarfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,23 +16,25 @@ CLASSES = ["apple", "pear", "oak"]
 SUPERCLASSES = ["fruit", "fruit", "tree"]
 
 
-def make_split(count, seed):
+def make_split(count: int, seed: int) -> Split:
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
     return Split(images, generator.integers(0, 3, count))
 
 
 @pytest.fixture
-def splits():
+def splits() -> tuple[Split, Split]:
     return make_split(50, seed=1), make_split(7, seed=2)
 
 
-def read(path, name):
+def read(path: Path, name: str) -> dict[str, Any]:
     with tarfile.open(path) as tar:
-        return pickle.load(tar.extractfile(f"cifar-100-python/{name}"), encoding="latin1")
+        file = tar.extractfile(f"cifar-100-python/{name}")
+        assert file
+        return pickle.load(file, encoding="latin1")
 
 
-def test_everything_written_is_read_back(tmp_path, splits):
+def test_everything_written_is_read_back(tmp_path: Path, splits: tuple[Split, Split]) -> None:
     write_archive(tmp_path / "a.tar.gz", *splits, CLASSES, SUPERCLASSES)
 
     for name, split in zip(("train", "test"), splits, strict=True):
@@ -49,15 +53,19 @@ def test_everything_written_is_read_back(tmp_path, splits):
     }
 
 
-def test_the_pickles_are_of_protocol_2(tmp_path, splits):
+def test_the_pickles_are_of_protocol_2(tmp_path: Path, splits: tuple[Split, Split]) -> None:
     write_archive(tmp_path / "a.tar.gz", *splits, CLASSES, SUPERCLASSES)
 
+    starts = {}
     with tarfile.open(tmp_path / "a.tar.gz") as tar:
-        starts = {member.name: tar.extractfile(member).read(2) for member in tar}
+        for member in tar:
+            file = tar.extractfile(member)
+            assert file
+            starts[member.name] = file.read(2)
     assert starts == {f"cifar-100-python/{name}": b"\x80\x02" for name in ("train", "test", "meta")}
 
 
-def test_the_bytes_depend_on_the_content_alone(tmp_path, splits):
+def test_the_bytes_depend_on_the_content_alone(tmp_path: Path, splits: tuple[Split, Split]) -> None:
     digests = [write_archive(tmp_path / name, *splits, CLASSES, SUPERCLASSES) for name in ("a.tar.gz", "b")]
 
     contents = [(tmp_path / name).read_bytes() for name in ("a.tar.gz", "b")]
@@ -70,7 +78,9 @@ def test_the_bytes_depend_on_the_content_alone(tmp_path, splits):
             assert stat.S_IMODE(member.mode) == 0o644
 
 
-def test_gzip_header_has_no_time_or_name_and_blocks_are_stored(tmp_path, splits):
+def test_gzip_header_has_no_time_or_name_and_blocks_are_stored(
+    tmp_path: Path, splits: tuple[Split, Split]
+) -> None:
     write_archive(tmp_path / "a.tar.gz", *splits, CLASSES, SUPERCLASSES)
 
     content = (tmp_path / "a.tar.gz").read_bytes()
@@ -82,7 +92,7 @@ def test_gzip_header_has_no_time_or_name_and_blocks_are_stored(tmp_path, splits)
     assert content[15 : 15 + 65535] == payload[:65535]
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path, splits):
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, splits: tuple[Split, Split]) -> None:
     target = tmp_path / "taken"
     target.mkdir()
 

@@ -2,13 +2,13 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
 from job import events
 from job.machine import metadata, notices
-from job.machine.notices import NoticePoller
+from job.machine.notices import Notice, NoticePoller
 from tests.metadata import (
     AZURE_VARIABLE,
     EC2_VARIABLE,
@@ -22,13 +22,18 @@ from tests.metadata import (
 from tests.servers import free_ports
 
 Server = TypeVar("Server", bound=MetadataServer)
+AnyServer = EC2Server | GoogleServer | AzureServer
 SERVERS = [EC2Server, GoogleServer, AzureServer]
 FIRST = 2.0  # seconds that the job waits for a first answer
 LATER = 5.0  # seconds in which a poll every 0.05 s must have seen a change
 
 
+class Play(Protocol):
+    def __call__(self, kind: type[Server]) -> Server: ...
+
+
 @pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type[Server]], Server]]:
+def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
     """Start a service and point the environment at it; a proxy that refuses everything stands in the way."""
     started: list[MetadataServer] = []
 
@@ -65,13 +70,20 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def noticed(poller: NoticePoller) -> Notice:
+    """Wait until `poller` has a notice, and return it."""
+    wait_until(lambda: poller.notice)
+    assert poller.notice is not None
+    return poller.notice
+
+
 def polled(server: MetadataServer, times: int) -> None:
     """Wait until the service was asked for its notice `times` times."""
     paths = ("instance-action", "preempted", "scheduledevents")
     wait_until(lambda: sum(any(path in asked for path in paths) for asked in server.requests) >= times)
 
 
-def warnings(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+def warnings(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [
         event
         for event in map(json.loads, capsys.readouterr().err.splitlines())
@@ -86,7 +98,7 @@ def as_json() -> Iterator[None]:
     events.configure()
 
 
-def test_ec2_has_no_notice_until_the_interruption_and_then_its_time(play, poller):
+def test_ec2_has_no_notice_until_the_interruption_and_then_its_time(play: Play, poller: NoticePoller) -> None:
     server = play(EC2Server)
     server.recommendation = True  # a rebalance recommendation is no notice
     poller.start()
@@ -94,24 +106,26 @@ def test_ec2_has_no_notice_until_the_interruption_and_then_its_time(play, poller
     polled(server, 3)
     assert poller.notice is None
     server.interrupt("terminate", 120)
-    wait_until(lambda: poller.notice)
-    assert (poller.notice.kind, poller.notice.source) == ("terminate", "ec2")
-    assert 118 <= poller.notice.gone - time.monotonic() <= 120
+    notice = noticed(poller)
+    assert (notice.kind, notice.source) == ("terminate", "ec2")
+    assert 118 <= notice.gone - time.monotonic() <= 120
     assert [asked for asked in server.requests if "PUT" in asked] == ["PUT /latest/api/token"]
 
 
-def test_ec2_gets_a_new_token_when_the_old_one_expires(play, poller):
+def test_ec2_gets_a_new_token_when_the_old_one_expires(play: Play, poller: NoticePoller) -> None:
     server = play(EC2Server)
     poller.start()
     assert poller.first_answer(FIRST) is None
     server.tokens.clear()
     server.interrupt("stop", 60)
-    wait_until(lambda: poller.notice)
-    assert poller.notice.kind == "stop"
+    notice = noticed(poller)
+    assert notice.kind == "stop"
     assert server.requests.count("PUT /latest/api/token") == 2
 
 
-def test_ec2_behind_a_bridge_logs_what_to_change(play, poller, capsys):
+def test_ec2_behind_a_bridge_logs_what_to_change(
+    play: Play, poller: NoticePoller, capsys: pytest.CaptureFixture[str]
+) -> None:
     server = play(EC2Server)
     server.hop_limit = 1
     poller.start()
@@ -121,7 +135,7 @@ def test_ec2_behind_a_bridge_logs_what_to_change(play, poller, capsys):
     assert poller.notice is None
 
 
-def test_ec2_disabled_is_not_asked(play, poller, monkeypatch):
+def test_ec2_disabled_is_not_asked(play: Play, poller: NoticePoller, monkeypatch: pytest.MonkeyPatch) -> None:
     server = play(EC2Server)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "True")
     poller.start()
@@ -129,20 +143,22 @@ def test_ec2_disabled_is_not_asked(play, poller, monkeypatch):
     assert server.requests == []
 
 
-def test_google_turns_true(play, poller):
+def test_google_turns_true(play: Play, poller: NoticePoller) -> None:
     server = play(GoogleServer)
     poller.start()
     assert poller.first_answer(FIRST) is None
     polled(server, 3)
     assert poller.notice is None
     server.preempted = True
-    wait_until(lambda: poller.notice)
-    assert (poller.notice.kind, poller.notice.source) == ("preempt", "gcp")
-    assert 29 <= poller.notice.gone - time.monotonic() <= 30
+    notice = noticed(poller)
+    assert (notice.kind, notice.source) == ("preempt", "gcp")
+    assert 29 <= notice.gone - time.monotonic() <= 30
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("Preempt", "preempt"), ("Terminate", "terminate")])
-def test_azures_events_for_other_machines_are_no_notice(play, poller, kind, expected):
+def test_azures_events_for_other_machines_are_no_notice(
+    play: Play, poller: NoticePoller, kind: str, expected: str
+) -> None:
     server = play(AzureServer)
     server.schedule(kind, 30, machine="workers_70")
     for harmless in ("Freeze", "Reboot", "Redeploy"):
@@ -153,12 +169,12 @@ def test_azures_events_for_other_machines_are_no_notice(play, poller, kind, expe
     assert poller.notice is None
     server.schedule(kind, 600)
     server.schedule(kind, 300, machine="WORKERS_7")
-    wait_until(lambda: poller.notice)
-    assert (poller.notice.kind, poller.notice.source) == (expected, "azure")
-    assert 290 <= poller.notice.gone - time.monotonic() <= 300  # the earlier of those it saw
+    notice = noticed(poller)
+    assert (notice.kind, notice.source) == (expected, "azure")
+    assert 290 <= notice.gone - time.monotonic() <= 300  # the earlier of those it saw
 
 
-def test_azure_event_that_has_started_is_due_now(play, poller):
+def test_azure_event_that_has_started_is_due_now(play: Play, poller: NoticePoller) -> None:
     play(AzureServer).schedule("Preempt", None)
     poller.start()
     notice = poller.first_answer(FIRST)
@@ -167,7 +183,9 @@ def test_azure_event_that_has_started_is_due_now(play, poller):
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_a_notice_that_is_active_at_the_start_is_the_first_answer(play, poller, kind, capsys):
+def test_a_notice_that_is_active_at_the_start_is_the_first_answer(
+    play: Play, poller: NoticePoller, kind: type[AnyServer], capsys: pytest.CaptureFixture[str]
+) -> None:
     server = play(kind)
     if isinstance(server, EC2Server):
         server.interrupt("hibernate", 0)
@@ -185,7 +203,7 @@ def test_a_notice_that_is_active_at_the_start_is_the_first_answer(play, poller, 
     assert (event["event"], event["source"], event["kind"]) == ("notice", notice.source, notice.kind)
 
 
-def test_the_time_left_is_by_the_clock_of_the_service(play, poller):
+def test_the_time_left_is_by_the_clock_of_the_service(play: Play, poller: NoticePoller) -> None:
     server = play(EC2Server)
     server.clock_offset_seconds = 1800  # this machine is half an hour late
     server.interrupt("terminate", 120)
@@ -213,7 +231,9 @@ NONSENSE = {
 
 @pytest.mark.parametrize("kind", SERVERS)
 @pytest.mark.parametrize("nonsense", NONSENSE)
-def test_nonsense_is_no_notice_and_is_logged_once(play, poller, kind, nonsense, capsys):
+def test_nonsense_is_no_notice_and_is_logged_once(
+    play: Play, poller: NoticePoller, kind: type[AnyServer], nonsense: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     server = play(kind)
     server.nonsense = (200, NONSENSE[nonsense])
     poller.start()
@@ -224,9 +244,12 @@ def test_nonsense_is_no_notice_and_is_logged_once(play, poller, kind, nonsense, 
     assert poller._thread.is_alive()
 
 
-def test_an_answer_without_end_is_not_read_to_the_end(play, poller, capsys):
+def test_an_answer_without_end_is_not_read_to_the_end(
+    play: Play, poller: NoticePoller, capsys: pytest.CaptureFixture[str]
+) -> None:
     server = play(EC2Server)
     server.interrupt("terminate", 120)
+    assert server.action is not None
     server.action["padding"] = "x" * 70000
     poller.start()
     assert poller.first_answer(FIRST) is None
@@ -235,7 +258,9 @@ def test_an_answer_without_end_is_not_read_to_the_end(play, poller, capsys):
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_a_service_that_fails_for_a_while_is_retried(play, poller, kind, capsys):
+def test_a_service_that_fails_for_a_while_is_retried(
+    play: Play, poller: NoticePoller, kind: type[AnyServer], capsys: pytest.CaptureFixture[str]
+) -> None:
     server = play(kind)
     server.nonsense = (503, b"busy")
     poller.start()
@@ -253,7 +278,9 @@ def test_a_service_that_fails_for_a_while_is_retried(play, poller, kind, capsys)
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_a_slow_service_is_waited_for_by_its_thread_alone(play, poller, kind):
+def test_a_slow_service_is_waited_for_by_its_thread_alone(
+    play: Play, poller: NoticePoller, kind: type[AnyServer]
+) -> None:
     server = play(kind)
     server.delay_seconds = 0.4
     if isinstance(server, EC2Server):
@@ -269,7 +296,9 @@ def test_a_slow_service_is_waited_for_by_its_thread_alone(play, poller, kind):
     wait_until(lambda: poller.notice)
 
 
-def test_a_service_that_hangs_holds_the_job_for_the_given_time_only(play, poller, monkeypatch):
+def test_a_service_that_hangs_holds_the_job_for_the_given_time_only(
+    play: Play, poller: NoticePoller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = play(EC2Server)
     server.delay_seconds = 60
     monkeypatch.setenv(GOOGLE_VARIABLE, server.address)
@@ -281,7 +310,9 @@ def test_a_service_that_hangs_holds_the_job_for_the_given_time_only(play, poller
     wait_until(lambda: len(server.requests) >= 2)  # its own time-outs have let it go on
 
 
-def test_no_service_costs_nothing(poller, monkeypatch, capsys):
+def test_no_service_costs_nothing(
+    poller: NoticePoller, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, value in nowhere().items():
         monkeypatch.setenv(name, value)
     started = time.monotonic()
@@ -293,7 +324,9 @@ def test_no_service_costs_nothing(poller, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_an_address_shared_by_the_three_is_tried_once(poller, monkeypatch):
+def test_an_address_shared_by_the_three_is_tried_once(
+    poller: NoticePoller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full backlog accepts no more connections: what a network that drops packets looks like."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -319,7 +352,9 @@ def test_an_address_shared_by_the_three_is_tried_once(poller, monkeypatch):
 @pytest.mark.parametrize(
     "endpoint", ["https://127.0.0.1", "127.0.0.1:80", "http://127.0.0.1:port", "http://"]
 )
-def test_an_invalid_endpoint_is_logged(poller, monkeypatch, capsys, endpoint):
+def test_an_invalid_endpoint_is_logged(
+    poller: NoticePoller, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: str
+) -> None:
     for name, value in nowhere().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(EC2_VARIABLE, endpoint)
@@ -329,7 +364,7 @@ def test_an_invalid_endpoint_is_logged(poller, monkeypatch, capsys, endpoint):
     assert endpoint in warning["reason"]
 
 
-def test_it_ends_when_stopped(play, poller):
+def test_it_ends_when_stopped(play: Play, poller: NoticePoller) -> None:
     server = play(GoogleServer)
     poller.start()
     polled(server, 1)
@@ -338,7 +373,7 @@ def test_it_ends_when_stopped(play, poller):
     assert not poller._thread.is_alive()
 
 
-def test_redirects_are_not_followed(play):
+def test_redirects_are_not_followed(play: Play) -> None:
     server = play(GoogleServer)
     server.nonsense = (302, b"")
     with pytest.raises(metadata.UnreadableError, match="302"):

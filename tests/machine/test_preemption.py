@@ -8,6 +8,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,12 +74,15 @@ class Script:
         return self.process.returncode, out.splitlines(), err
 
 
+Start = Callable[..., Script]
+
+
 @pytest.fixture
-def script() -> Iterator[Callable[..., Script]]:
+def script() -> Iterator[Start]:
     scripts: list[Script] = []
 
-    def start(*arguments: object, **options: object) -> Script:
-        scripts.append(Script(*arguments, **options))  # type: ignore[arg-type]
+    def start(*arguments: Any, **options: Any) -> Script:
+        scripts.append(Script(*arguments, **options))
         return scripts[-1]
 
     yield start
@@ -99,7 +103,7 @@ WAITS = {
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("wait", WAITS)
-def test_a_signal_is_raised_at_once(script, wait, name):
+def test_a_signal_is_raised_at_once(script: Start, wait: str, name: str) -> None:
     one = script(
         "import subprocess\n"
         "child = subprocess.Popen(['cat'], stdin=subprocess.PIPE)\n"  # ends with this process at the latest
@@ -115,7 +119,7 @@ def test_a_signal_is_raised_at_once(script, wait, name):
 
 
 @pytest.mark.parametrize("wait", ["sleep", "lock", "join", "socket"])
-def test_a_signal_that_does_not_interrupt_the_main_thread_is_raised_too(script, wait):
+def test_a_signal_that_does_not_interrupt_the_main_thread_is_raised_too(script: Start, wait: str) -> None:
     one = script(
         "import signal\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"  # so another thread gets it
@@ -129,7 +133,7 @@ def test_a_signal_that_does_not_interrupt_the_main_thread_is_raised_too(script, 
     assert (code, said) == (75, ["caught: stopped by SIGTERM. Run the same command again"])
 
 
-def test_code_that_catches_every_exception_does_not_swallow_it(script):
+def test_code_that_catches_every_exception_does_not_swallow_it(script: Start) -> None:
     one = script("""
         while True:
             try:
@@ -144,7 +148,7 @@ def test_code_that_catches_every_exception_does_not_swallow_it(script):
     assert (code, said) == (75, ["caught: stopped by SIGTERM. Run the same command again"])
 
 
-def test_botocore_does_not_make_a_connection_error_of_it(script):
+def test_botocore_does_not_make_a_connection_error_of_it(script: Start) -> None:
     one = script("""
         import socket
         import boto3
@@ -168,7 +172,7 @@ def test_botocore_does_not_make_a_connection_error_of_it(script):
     assert (code, said) == (75, ["caught: stopped by SIGTERM. Run the same command again"])
 
 
-def test_a_raise_that_was_swallowed_is_made_good_by_check(script):
+def test_a_raise_that_was_swallowed_is_made_good_by_check(script: Start) -> None:
     one = script("""
         try:
             say("ready")
@@ -183,7 +187,7 @@ def test_a_raise_that_was_swallowed_is_made_good_by_check(script):
     assert (code, said) == (75, ["swallowed", "caught: stopped by SIGTERM. Run the same command again"])
 
 
-def test_a_deferred_block_is_finished(script):
+def test_a_deferred_block_is_finished(script: Start) -> None:
     one = script("""
         with preemption.deferred():
             with preemption.deferred():
@@ -201,7 +205,7 @@ def test_a_deferred_block_is_finished(script):
     assert said == ["inner", "outer", "caught: stopped by SIGTERM. Run the same command again"]
 
 
-def test_check_raises_in_a_deferred_block(script):
+def test_check_raises_in_a_deferred_block(script: Start) -> None:
     one = script("""
         with preemption.deferred():
             say("ready")
@@ -215,7 +219,7 @@ def test_check_raises_in_a_deferred_block(script):
     assert (code, said) == (75, ["caught: stopped by SIGTERM. Run the same command again"])
 
 
-def test_an_error_of_the_deferred_block_is_not_hidden(script):
+def test_an_error_of_the_deferred_block_is_not_hidden(script: Start) -> None:
     one = script("""
         from job.errors import MachineError
         with preemption.deferred():
@@ -230,7 +234,7 @@ def test_an_error_of_the_deferred_block_is_not_hidden(script):
     assert (code, said) == (74, ["caught: the GPU is gone"])
 
 
-def test_no_signal_and_no_deferral_tears_the_last_save(script):
+def test_no_signal_and_no_deferral_tears_the_last_save(script: Start) -> None:
     one = script("""
         try:
             say("ready")
@@ -252,7 +256,7 @@ def test_no_signal_and_no_deferral_tears_the_last_save(script):
 
 @pytest.mark.parametrize("first", ["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
-def test_a_second_signal_stops_at_once(script, first, second):
+def test_a_second_signal_stops_at_once(script: Start, first: str, second: str) -> None:
     one = script(
         "say('ready')\ntime.sleep(60)",
         handler="""
@@ -274,7 +278,9 @@ def test_a_second_signal_stops_at_once(script, first, second):
     assert err == f"micronet: {second} again: stopped at once (exit code 75)\n"
 
 
-def test_a_slow_import_is_finished_and_nothing_in_it_swallows_the_signal(script, tmp_path):
+def test_a_slow_import_is_finished_and_nothing_in_it_swallows_the_signal(
+    script: Start, tmp_path: Path
+) -> None:
     """What `import torch` may hold: a handler for anything, and a module that is half there if torn."""
     (tmp_path / "slow.py").write_text(
         "import time\n"
@@ -298,14 +304,14 @@ def test_a_slow_import_is_finished_and_nothing_in_it_swallows_the_signal(script,
     assert (code, said) == (75, ["imported", "caught: stopped by SIGTERM. Run the same command again"])
 
 
-def test_it_imports_nothing_heavy():
+def test_it_imports_nothing_heavy() -> None:
     """The handler must stand before torch, structlog and click are loaded."""
     program = "import sys, job.machine.preemption; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split()
     assert not {"torch", "structlog", "click", "threading", "http", "logging"} & set(loaded)
 
 
-def test_the_grace_bounds_everything(script):
+def test_the_grace_bounds_everything(script: Start) -> None:
     """A save that takes longer than the grace, in code that swallows: gone in time, with 75."""
     one = script(
         "say('ready')\ntime.sleep(60)",
@@ -342,7 +348,7 @@ with preemption.deferred():
 """
 
 
-def test_the_grace_ends_a_main_thread_that_is_stuck_in_native_code(script):
+def test_the_grace_ends_a_main_thread_that_is_stuck_in_native_code(script: Start) -> None:
     one = script(NATIVE, grace=2)
     assert one.line() == "ready"
     one.kill()
@@ -351,7 +357,7 @@ def test_the_grace_ends_a_main_thread_that_is_stuck_in_native_code(script):
     assert err == "micronet: the grace of 2 s is over: stopped with what is durable (exit code 75)\n"
 
 
-def test_a_second_signal_ends_a_main_thread_that_is_stuck_in_native_code(script):
+def test_a_second_signal_ends_a_main_thread_that_is_stuck_in_native_code(script: Start) -> None:
     one = script(NATIVE, grace=60)
     assert one.line() == "ready"
     one.kill()
@@ -362,7 +368,7 @@ def test_a_second_signal_ends_a_main_thread_that_is_stuck_in_native_code(script)
     assert err == "micronet: SIGTERM again: stopped at once (exit code 75)\n"
 
 
-def test_a_notice_leaves_time_to_train_and_then_to_save(script):
+def test_a_notice_leaves_time_to_train_and_then_to_save(script: Start) -> None:
     one = script("""
         say(preemption.deadline, preemption.remaining())
         preemption.check(1000)
@@ -391,7 +397,7 @@ def test_a_notice_leaves_time_to_train_and_then_to_save(script):
     assert said[1:] == ["caught: the machine is about to be taken away. Run the same command again"]
 
 
-def test_the_signal_that_follows_a_notice_does_not_tear_the_save(script):
+def test_the_signal_that_follows_a_notice_does_not_tear_the_save(script: Start) -> None:
     one = script(
         """
         preemption.expect(time.monotonic() + 6)
@@ -413,7 +419,7 @@ def test_the_signal_that_follows_a_notice_does_not_tear_the_save(script):
     assert 2.2 < float(said[0].removeprefix("saved ")) <= 2.7
 
 
-def test_a_signal_after_the_notice_s_time_has_its_own_grace(script):
+def test_a_signal_after_the_notice_s_time_has_its_own_grace(script: Start) -> None:
     one = script(
         "preemption.expect(time.monotonic() - 5)\npreemption.check()",
         handler="""
@@ -432,7 +438,7 @@ def test_a_signal_after_the_notice_s_time_has_its_own_grace(script):
     assert 8 < float(said[0].removeprefix("saved ")) <= 9
 
 
-def test_once_the_exit_code_is_decided_a_signal_changes_nothing(script):
+def test_once_the_exit_code_is_decided_a_signal_changes_nothing(script: Start) -> None:
     one = script(
         "say('done')",
         afterwards="""
@@ -446,7 +452,7 @@ def test_once_the_exit_code_is_decided_a_signal_changes_nothing(script):
     assert one.end() == (0, ["end"], "")
 
 
-def test_forked_children_die_of_a_signal_as_before(script):
+def test_forked_children_die_of_a_signal_as_before(script: Start) -> None:
     one = script("""
         child = os.fork()
         if child == 0:
@@ -461,7 +467,7 @@ def test_forked_children_die_of_a_signal_as_before(script):
     assert (code, said) == (0, ["child", "15 False", "end"])
 
 
-def test_worker_processes_die_of_a_signal_as_before(script):
+def test_worker_processes_die_of_a_signal_as_before(script: Start) -> None:
     one = script("""
         import multiprocessing
         worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
@@ -475,7 +481,7 @@ def test_worker_processes_die_of_a_signal_as_before(script):
     assert (code, said, err) == (0, ["-15 False", "end"], "")
 
 
-def test_started_programs_have_the_default_handlers(script):
+def test_started_programs_have_the_default_handlers(script: Start) -> None:
     one = script("""
         import subprocess
         program = "import signal as s; print(s.getsignal(s.SIGTERM), s.getitimer(s.ITIMER_REAL))"
@@ -484,7 +490,7 @@ def test_started_programs_have_the_default_handlers(script):
     assert one.line() == "0 (0.0, 0.0)"
 
 
-def test_interrupts_stay_ignored_in_the_background(script):
+def test_interrupts_stay_ignored_in_the_background(script: Start) -> None:
     """`micronet train &` in a script: the terminal's Ctrl-C is for somebody else."""
     one = script("say('ready')\ntime.sleep(60)", command=("sh", "-c", 'trap "" INT; exec "$@"', "sh"))
     assert one.line() == "ready"
@@ -495,7 +501,7 @@ def test_interrupts_stay_ignored_in_the_background(script):
     assert one.end()[0] == 75
 
 
-def test_any_instant_after_the_installation_gives_75(script):
+def test_any_instant_after_the_installation_gives_75(script: Start) -> None:
     """Signals spread over deferred steps, plain code and the last save; none is lost or raised twice."""
     body = """
         say("ready")
