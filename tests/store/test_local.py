@@ -18,6 +18,7 @@ import pytest
 
 from job.errors import ConfigurationError, MachineError, PermissionRefusedError
 from job.run.checkpoints import Checkpoints
+from job.run.records import Worker
 from job.store import files, local
 from job.store.base import AbsentError, ConflictError, TransientError
 from job.store.files import exclusive, explain, scratch, write_durably
@@ -224,7 +225,7 @@ def test_what_is_planted_in_a_folder_blocks_nothing(
 def test_a_planted_head_stops_the_start_with_one_line(tmp_path: Path, plant: Callable[[Path], None]) -> None:
     plant(tmp_path / "HEAD.json")
     with pytest.raises(ConfigurationError, match=r"HEAD\.json"):
-        Checkpoints.claim(LocalStore(tmp_path), "0123456789ab", {"host": "here"})
+        Checkpoints.claim(LocalStore(tmp_path), "0123456789ab", Worker(host="here"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("bindfs"), reason="needs bindfs and root")
