@@ -233,7 +233,7 @@ def main() -> None:
     }
     gpu = gpus[0] if gpus else ""
     with ThreadPoolExecutor(2 if options.quick else 1) as pool:
-        codes = list(pool.map(lambda item: perform(out, *item, gpu), due.items()))
+        codes = list(pool.map(lambda stage: perform(out, stage, due[stage], gpu), due))
     if any(codes):
         raise SystemExit(1)
 

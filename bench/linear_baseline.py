@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ LOGISTIC_CS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # inverse penalties
 ITERATIONS = 1000  # enough to converge: 250 at the best C on the demo set
 
 
-def flatten(split: Split) -> NDArray[np.float32]:
+def flatten(split: Split) -> NDArray[np.floating[Any]]:
     """Return the images as rows of numbers in [0, 1]."""
     return split.images.reshape(len(split), -1).astype(np.float32) / 255
 

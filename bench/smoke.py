@@ -120,12 +120,13 @@ def gradient(parameter: nn.Parameter) -> torch.Tensor:
 
 def flags() -> dict[str, Any]:
     """Return the flags of fp32 arithmetic, as PyTorch reads them back."""
+    backends: Any = torch.backends
     reads: dict[str, Callable[[], Any]] = {
-        "fp32_precision": lambda: torch.backends.fp32_precision,
-        "cuda.matmul.fp32_precision": lambda: torch.backends.cuda.matmul.fp32_precision,
-        "cudnn.conv.fp32_precision": lambda: torch.backends.cudnn.conv.fp32_precision,
-        "cudnn.rnn.fp32_precision": lambda: torch.backends.cudnn.rnn.fp32_precision,
-        "cudnn.benchmark": lambda: torch.backends.cudnn.benchmark,
+        "fp32_precision": lambda: backends.fp32_precision,
+        "cuda.matmul.fp32_precision": lambda: backends.cuda.matmul.fp32_precision,
+        "cudnn.conv.fp32_precision": lambda: backends.cudnn.conv.fp32_precision,
+        "cudnn.rnn.fp32_precision": lambda: backends.cudnn.rnn.fp32_precision,
+        "cudnn.benchmark": lambda: backends.cudnn.benchmark,
         "deterministic": torch.are_deterministic_algorithms_enabled,
     }
     return {name: read() for name, read in reads.items()}

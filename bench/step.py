@@ -81,7 +81,11 @@ def loop(name: str, recipe: Recipe, device: torch.device) -> Iterator[Epoch]:
             after_step = job.trainer.after_step
 
             def train(mark: Callable[[], None]) -> None:
-                job.trainer.after_step = lambda: (after_step(), mark())  # type: ignore[func-returns-value]
+                def marked() -> None:
+                    after_step()
+                    mark()
+
+                job.trainer.after_step = marked
                 job()
 
             yield train

@@ -194,7 +194,7 @@ def serve(number: int) -> None:
         templates.get_template(name)  # compiles it
 
     _ = Connection("any-bucket", "").endpoint  # reads botocore's descriptions
-    subprocess_handler.Popen = Worker
+    subprocess_handler.Popen = Worker  # type: ignore[attr-defined, assignment]
     gc.collect()
     gc.freeze()  # a full collection in a fork would write to every object, and so copy its page
     requests = socket.socket(fileno=number)
@@ -228,7 +228,7 @@ def _attend(pipe: socket.socket, streams: list[int]) -> NoReturn:
         os.close(stream)
     pipe.sendall(child.to_bytes(8, "big"))
     ended = os.pidfd_open(child)
-    if pipe in select.select([ended, pipe], [], [])[0]:
+    if pipe.fileno() in select.select([ended, pipe.fileno()], [], [])[0]:
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     pipe.sendall(code.to_bytes(8, "big", signed=True))

@@ -9,7 +9,7 @@ import select
 import struct
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pyte
 
@@ -19,7 +19,7 @@ ROWS = 40
 class Terminal:
     """A command on a terminal of `columns`; `screen` is kept up by `read`."""
 
-    def __init__(self, command: Sequence[str], columns: int, **environment: str) -> None:
+    def __init__(self, command: list[str], columns: int, **environment: str) -> None:
         self.screen = pyte.Screen(columns, ROWS)
         self._stream = pyte.ByteStream(self.screen)
         self.frames: list[str] = []

@@ -53,7 +53,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_train_and_evaluate(archive: Path, tmp_path: Path) -> None:
-    where = ["--data", archive, "--cache", tmp_path / "cache"]
+    where: list[str | Path] = ["--data", archive, "--cache", tmp_path / "cache"]
     done = fresh("--log-format", "json", "train", *TINY, *where, "--run", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -73,12 +73,14 @@ def test_train_and_evaluate(archive: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_evaluated_on_the_demo_it_was_trained_on(tmp_path: Path) -> None:
-    where = ["--run", tmp_path / "run", "--cache", tmp_path / "cache"]
+    where: list[str | Path] = ["--run", tmp_path / "run", "--cache", tmp_path / "cache"]
     small = "from job.data import demo; demo.TRAIN_PER_CLASS = demo.TEST_PER_CLASS = 2"
     done = micronet("train", "--demo", *TINY, *where, before=small)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    words = ["evaluate", tmp_path / "run", "--json", "--device", "cpu", "--cache", tmp_path / "new"]
+    words: list[str | Path] = [
+        "evaluate", tmp_path / "run", "--json", "--device", "cpu", "--cache", tmp_path / "new",
+    ]  # fmt: skip
     done = micronet(*words, before=small)
     assert json.loads(done.stdout)["accuracy"] == report["accuracy"]["final"]
 
@@ -138,13 +140,14 @@ def test_a_page_goes_into_its_run_or_into_the_folder_of_several(
     monkeypatch.chdir(here)
     report = partial(micronet, "report")
     runs = tmp_path / "runs"
-    for words, page in [
+    cases: list[tuple[list[str | Path], Path]] = [
         ([runs / "a"], runs / "a" / "report.html"),
         ([runs], runs / "report.html"),
         ([runs / "a", runs / "b"], runs / "report.html"),
         ([tmp_path], tmp_path / "report.html"),
         ([runs, "--output", "told.html"], here / "told.html"),
-    ]:
+    ]
+    for words, page in cases:
         page.unlink(missing_ok=True)
         done = report(*words)
         assert done.returncode == 0, done.stderr
@@ -230,7 +233,7 @@ def test_an_archive_with_another_hash_is_bad_data(archive: Path, tmp_path: Path)
 def test_a_run_folder_that_cannot_be_written_is_refused_before_training(
     archive: Path, tmp_path: Path
 ) -> None:
-    where = ["--data", archive, "--cache", tmp_path / "cache", "--run", "/proc/run"]
+    where: list[str | Path] = ["--data", archive, "--cache", tmp_path / "cache", "--run", "/proc/run"]
     done = micronet("train", *TINY, *where)
     assert_one_clear_line(done, 78, "/proc/run")
     assert "epoch" not in done.stderr

@@ -10,16 +10,17 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from job import cli
 from job.checks.child import named
+from job.machine.preemption import Preemption
 from job.recipe import RECIPES, Recipe
 from job.run import claims, layout
 from job.run.records import Claim, Worker
-from job.settings import setting
+from job.settings import Placement, setting
 from job.store import Store, open_store
 from job.view import card, page
 from tests.archives import contents, write_archive, write_tar
@@ -307,6 +308,7 @@ def test_a_run_of_an_older_program_comes_to_its_report_when_the_recipe_has_a_new
     assert micronet("train", *arguments(archive, run), *LONG, "--exact") == 0
     newest = claims.last(open_store(str(run)))
     assert newest is not None
+    assert newest.attempt.recipe is not None
     assert newest.attempt.recipe["label_smoothing"] == 0.0
     lineage = report_of(run)["lineage"]
     assert len(lineage["attempts"]) == 2
@@ -451,10 +453,13 @@ def test_the_first_step_is_counted_from_the_start_of_the_program_not_of_what_cam
 
 
 def test_a_demo_is_saved_every_few_seconds(monkeypatch: pytest.MonkeyPatch, micronet: Any) -> None:
-    placements = []
-    monkeypatch.setattr(
-        "job.train.job.train", lambda recipe, placement, preemption: placements.append(placement) or 1 / 0
-    )
+    placements: list[Placement] = []
+
+    def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> NoReturn:
+        placements.append(placement)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("job.train.job.train", train)
     for words in (["--demo"], ["--demo", "--checkpoint-every", "60s"], []):
         micronet("train", "--device", "cpu", *words)
     assert [placement.attempt.checkpoint_every for placement in placements] == [5.0, 60.0, 60.0]

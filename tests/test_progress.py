@@ -103,7 +103,7 @@ def test_json_on_a_terminal_is_json_alone() -> None:
 def test_the_log_of_a_demo_holds_no_control_characters(tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "tiny.tar.gz", train=40, test=20, classes=5)
     recipe = ["--device", "cpu", "--depth", "10", "--width", "1", "--cycles", "1@1e-2", "--batch-size", "16"]
-    where = ["--data", archive, "--cache", tmp_path, "--run", tmp_path / "run"]
+    where: list[str | Path] = ["--data", archive, "--cache", tmp_path, "--run", tmp_path / "run"]
     done = micronet("train", *recipe, *where)
     assert done.returncode == 0
     text = done.stderr
@@ -114,8 +114,8 @@ def test_the_log_of_a_demo_holds_no_control_characters(tmp_path: Path) -> None:
 
 def test_the_time_left_does_not_hang_on_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = Progress(Workload(CYCLES, 40, 256, lambda epoch, step: (0.1, 0.9)), lambda: None)
-    monkeypatch.setattr("job.progress.time.monotonic", lambda: now)
     now = 60.0  # the first step takes a minute
+    monkeypatch.setattr("job.progress.time.monotonic", lambda: now)
     shown = []
     for _ in range(20):
         progress.advance()

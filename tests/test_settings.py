@@ -30,7 +30,7 @@ def test_cycles_that_make_no_sense_are_a_usage_error(text: str) -> None:
 
 def test_fingerprint_changes_with_every_field_and_with_nothing_else() -> None:
     recipe = RECIPES["compact"]
-    changed = {
+    changed: dict[str, Any] = {
         "depth": 28,
         "width": 10,
         "cycles": (Cycle(600, 5e-3),),

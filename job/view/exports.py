@@ -63,9 +63,9 @@ def _no_formula(text: str) -> str:
 def _events(run: StoredRun) -> bytes:
     """Return TensorBoard's records; their wall time is 0, since the history knows no clock."""
     try:
-        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
     except ImportError as error:
         raise ConfigurationError(
             f"TensorBoard's package is not installed ({error})",

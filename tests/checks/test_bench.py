@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,7 +149,7 @@ def test_fastais_own_loop_trains_to_the_jobs_bits(precision: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, object]:
+def results() -> dict[str, Any]:
     """The result of the smallest bench, by the command line."""
     parts = ("loop", "augmentation", "host", "determinism", "parallel")
     options = ["--depth", "10", "--width", "1", "--batch-size", "8", "--rounds", "1", "--seconds", "0.1"]
@@ -157,7 +158,7 @@ def results() -> dict[str, object]:
     return json.loads(done.stdout)
 
 
-def test_each_comparison_has_its_rounds_and_its_ratio(results: dict) -> None:
+def test_each_comparison_has_its_rounds_and_its_ratio(results: dict[str, Any]) -> None:
     for part, names in {
         "loop": ("job", "bare", "stock"),
         "augmentation": ("job", "fastai", "torchvision", "grid_sample"),
@@ -177,7 +178,7 @@ def test_each_comparison_has_its_rounds_and_its_ratio(results: dict) -> None:
     assert all(each["n"] == 1 for each in results["host"]["overhead_seconds"].values())
 
 
-def test_a_process_sends_its_part_of_each_bucket(results: dict) -> None:
+def test_a_process_sends_its_part_of_each_bucket(results: dict[str, Any]) -> None:
     parallel, network = results["parallel"], wide_resnet(10, 1, CLASSES)
     step = ShardedStep(network, list(network.parameters()), ALONE, SHARED, overlap=False)
     padded = [4 * (bucket.size + -bucket.size % SHARED) for bucket in (*step.buckets, step.rest)]
@@ -231,7 +232,7 @@ def test_what_a_checkpoint_takes_is_seen_in_the_steps_meanwhile(tmp_path: Path) 
     assert sum(saving._during) >= len(saving.blocked_seconds) > 0
 
 
-def test_the_text_names_every_part_and_what_each_figure_means(results: dict) -> None:
+def test_the_text_names_every_part_and_what_each_figure_means(results: dict[str, Any]) -> None:
     saving = {"median": 0.5, "low": 0.25, "high": 0.75, "n": 3, "mean": 0.5, "half_width": None}
     rates = dict.fromkeys(("saving", "plain"), saving)
     names = ("saving_to_plain", "lost_seconds", "blocked_seconds", "copy_seconds")

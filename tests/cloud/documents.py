@@ -38,15 +38,15 @@ _Template.add_multi_constructor("!", _function)
 
 
 def aws_template() -> dict[str, Any]:
-    return yaml.load((INFRA / "aws/micronet.yaml").read_text(), _Template)  # type: ignore[no-any-return]
+    return yaml.load((INFRA / "aws/micronet.yaml").read_text(), _Template)
 
 
 def google_job() -> dict[str, Any]:
-    return json.loads((INFRA / "google/micronet.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((INFRA / "google/micronet.json").read_text())
 
 
 def kubernetes_job(name: str) -> dict[str, Any]:
-    return yaml.safe_load((INFRA / f"kubernetes/{name}.yaml").read_text())  # type: ignore[no-any-return]
+    return yaml.safe_load((INFRA / f"kubernetes/{name}.yaml").read_text())
 
 
 def micronet(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

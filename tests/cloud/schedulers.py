@@ -67,7 +67,7 @@ def kubernetes(job_spec: Document, exit_code: int | None, disrupted: bool = Fals
     if exit_code == 0:
         return "done"
     action = kubernetes_action(job_spec, exit_code, disrupted)
-    limit = job_spec.get("backoffLimitPerIndex", job_spec.get("backoffLimit", 6))
+    limit: Any = job_spec.get("backoffLimitPerIndex", job_spec.get("backoffLimit", 6))
     return "retry" if action == "Ignore" or (action == "Count" and limit > 0) else "fail"
 
 

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tests.servers import free_ports
 
@@ -24,6 +24,8 @@ MASKED = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 """The surroundings' own AWS settings are not the tests'."""
+
+Service = Literal["batch", "cloudformation", "ec2", "logs", "s3"]
 
 
 class Moto:
@@ -59,7 +61,7 @@ class Moto:
     def environment(self) -> dict[str, str]:
         return {**KEYS, **MASKED, "AWS_ENDPOINT_URL": self.endpoint}
 
-    def client(self, service: str) -> Any:
+    def client(self, service: Service) -> Any:
         import boto3
 
         return boto3.client(

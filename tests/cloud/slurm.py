@@ -96,7 +96,7 @@ class Cluster:
         """Queue the script with the arguments `words`; return the job's id."""
         small = ("--gres=none", "--cpus-per-task=1", "--mem=0", f"--chdir={self.folder}")
         command = ["sbatch", "--parsable", "--output=%j.out", *small, *options, str(script), *words]
-        return self.call(*command, **environment).strip()
+        return self.call(*command, check=True, **environment).strip()
 
     def requeue(self, job: str) -> None:
         """Take a running job's machine away, as an administrator or a preempting partition does."""

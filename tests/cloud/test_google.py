@@ -78,7 +78,7 @@ def policy(*options: str) -> dict[str, Any]:
     """Return the policy of a job's instances; the official client knows all its fields."""
     job = rendered(*OPTIONS, *options)
     batch_v1.Job.from_json(job, ignore_unknown_fields=False)
-    return json.loads(job)["allocationPolicy"]["instances"][0]["policy"]  # type: ignore[no-any-return]
+    return json.loads(job)["allocationPolicy"]["instances"][0]["policy"]
 
 
 def test_a_driver_and_a_gpu_are_named() -> None:

@@ -112,7 +112,7 @@ def pod(*options: str) -> dict[str, Any]:
     """Return the pod of a job with these options; it is valid."""
     manifest = yaml.safe_load(rendered(*OPTIONS, *options))
     kubernetes_validate.validate(manifest, OLDEST, strict=True)
-    return manifest["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+    return manifest["spec"]["template"]["spec"]
 
 
 def test_a_pod_is_placed() -> None:
@@ -188,7 +188,7 @@ def test_several_gpus_take_as_many_shares_of_their_node() -> None:
     def spec(settings: kubernetes.PodSettings) -> dict[str, Any]:
         manifest = kubernetes.manifest(submission, IMAGE, settings)
         kubernetes_validate.validate(manifest, OLDEST, strict=True)
-        return manifest["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+        return manifest["spec"]["template"]["spec"]
 
     (container,) = spec(settings)["containers"]
     assert container["args"][-2:] == ["--processes", "4"]

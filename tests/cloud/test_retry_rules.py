@@ -71,7 +71,7 @@ def test_google_retries_when_the_machine_is_lost_and_not_after_a_time_out(code: 
 
 def _task_spec() -> dict[str, Any]:
     (group,) = google_job()["taskGroups"]
-    return group["taskSpec"]  # type: ignore[no-any-return]
+    return group["taskSpec"]
 
 
 @pytest.mark.parametrize("code", DESIGNED)

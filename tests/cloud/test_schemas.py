@@ -99,7 +99,7 @@ def test_skypilot_parses_the_file(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", "skypilot==0.14.1"], check=True)
     variables = {**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
-    command = [python, "-c", PARSE, SKYPILOT]
+    command: list[str | Path] = [python, "-c", PARSE, SKYPILOT]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.stdout == "True {'L4': 1} [74, 75, 137]\n", done.stderr
 

@@ -55,7 +55,7 @@ def test_keys_labels_and_names_may_be_bytes_and_arrays(tmp_path: Path) -> None:
     assert dataset.train.labels.tolist() == files["train"]["fine_labels"]
 
 
-class ForeignReader(torchvision.datasets.CIFAR100):
+class ForeignReader(torchvision.datasets.CIFAR100):  # type: ignore[misc]
     """torchvision's reader; only the MD5s of the one true archive are taken away."""
 
     train_list: ClassVar = [["train", None]]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_tf32_is_off_by_the_old_flags_and_the_new_ones(configured: list[str]) ->
 
 def test_a_flag_that_does_not_hold_is_named() -> None:
     # as PyTorch 2.11.0 reads back after `torch.backends.fp32_precision = "ieee"` alone
-    flags = {
+    flags: dict[str, str | bool] = {
         "cudnn.allow_tf32": True,
         "cuda.matmul.allow_tf32": False,
         "fp32_precision": "ieee",
@@ -90,7 +91,7 @@ def test_a_number_without_a_gpu_is_refused_with_those_there_are() -> None:
 def test_a_gpu_of_another_size_is_drift_but_not_where_the_older_attempt_lacks_its_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def machine(multiprocessors: int) -> dict[str, str | None]:
+    def machine(multiprocessors: int) -> dict[str, Any]:
         properties = SimpleNamespace(major=9, minor=0, multi_processor_count=multiprocessors)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")

@@ -19,7 +19,7 @@ FASTAI = "Exception occured in `LossSum` when calling event `after_loss`:\n\t"
 
 def accelerator_error(code: int, message: str) -> torch.AcceleratorError:
     error = torch.AcceleratorError(message)
-    error.error_code = code
+    error.error_code = code  # type: ignore[attr-defined]
     return error
 
 

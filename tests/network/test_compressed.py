@@ -89,8 +89,10 @@ def test_until_it_is_compressed_it_is_the_plain_network_to_the_bit() -> None:
     assert torch.equal(plain(images), compressible(images))
     gradients = {name: parameter.grad for name, parameter in compressible.named_parameters()}
     for name, parameter in plain.named_parameters():
+        gradient = gradients.pop(name)
         assert parameter.grad is not None
-        assert torch.equal(parameter.grad, gradients.pop(name))
+        assert gradient is not None
+        assert torch.equal(parameter.grad, gradient)
     assert all(gradient is None for gradient in gradients.values())  # of the step sizes
 
 
@@ -145,18 +147,18 @@ def test_a_quantised_layer_computes_with_few_values(bits: tuple[int, int]) -> No
     quantise(quantised, *bits)
     images = torch.randn(8, 3, 32, 32)
     calibrate(quantised, images, quantised)
+    layer = quantised.get_submodule("block1.conv1")
+    assert isinstance(layer, compressed.CompressedConv2d)
     seen: dict[str, Tensor] = {}
     kernel = torch.nn.functional.conv2d
 
     def watch(name: str) -> Callable[..., Tensor]:
         def convolve(read: Tensor, weight: Tensor, *rest: object) -> Tensor:
             seen[name], seen[f"{name}.weight"] = read, weight
-            return kernel(read, weight, None, quantised.block1.conv1.stride, quantised.block1.conv1.padding)  # type: ignore[union-attr]
+            return kernel(read, weight, None, layer.stride, layer.padding)
 
         return convolve
 
-    layer = quantised.block1.conv1
-    assert isinstance(layer, compressed.CompressedConv2d)
     layer._conv_forward = watch("conv1")  # type: ignore[method-assign]
     quantised(images)
     assert len(seen["conv1"].unique()) <= 2 ** bits[1]

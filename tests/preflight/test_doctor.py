@@ -74,7 +74,7 @@ def test_a_demo_in_a_bucket_is_well(s3_uri: str, tmp_path: Path, capsys: pytest.
 def test_a_demo_in_googles_storage_is_well(
     gs_uri: str, gs_proxy: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--demo", "--device", "cpu", "--run", gs_uri, "--cache", tmp_path]
+    words: list[str | Path] = ["--demo", "--device", "cpu", "--run", gs_uri, "--cache", tmp_path]
     code, checks = examine(capsys, *words)
     assert (code, checks["store"]["status"]) == (0, "ok")
     assert f"{gs_uri} can be read and written and honours conditional writes" in checks["store"]["text"]
@@ -191,7 +191,9 @@ def test_without_a_gpu_the_rest_is_reported_too(
 def test_what_a_compiled_run_needs_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--demo", "--compile", "--device", "cpu", "--run", tmp_path / "run", "--cache", tmp_path]
+    words: list[str | Path] = [
+        "--demo", "--compile", "--device", "cpu", "--run", tmp_path / "run", "--cache", tmp_path,
+    ]  # fmt: skip
     code, checks = examine(capsys, *words)
     assert (code, checks["compile"]["status"]) == (0, "ok")
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -279,17 +279,44 @@ def test_no_generation_is_given_twice(local: Store) -> None:
     assert run.generation == 5  # the manifests tell
 
 
-ALL_BAD: dict[str, Callable[[Store], object]] = {
-    "objects": lambda store: [flip(store, key) for key in contents(store) if key.startswith("objects/")],
-    "manifests": lambda store: [store.put(key, b"{") for key in contents(store) if key.startswith("manif")],
-    "no manifests": lambda store: [store.delete(key) for key in contents(store) if key.startswith("manif")],
-    "HEAD": lambda store: [
-        store.put(key, b"?") if key == "HEAD.json" else store.delete(key) for key in contents(store)
-    ],
-    "only strange manifests": lambda store: [
-        *(store.delete(key) for key in contents(store)), store.put("manifests/1-01.json", b"{}"),
-    ],
-}  # fmt: skip
+def keys(store: Store, start: str = "") -> list[str]:
+    return [key for key in contents(store) if key.startswith(start)]
+
+
+def flip_objects(store: Store) -> None:
+    for key in keys(store, "objects/"):
+        flip(store, key)
+
+
+def cut_manifests(store: Store) -> None:
+    for key in keys(store, "manifests/"):
+        store.put(key, b"{")
+
+
+def delete_manifests(store: Store) -> None:
+    for key in keys(store, "manifests/"):
+        store.delete(key)
+
+
+def leave_a_bad_head(store: Store) -> None:
+    for key in keys(store):
+        store.delete(key)
+    store.put("HEAD.json", b"?")
+
+
+def leave_a_strange_manifest(store: Store) -> None:
+    for key in keys(store):
+        store.delete(key)
+    store.put("manifests/1-01.json", b"{}")
+
+
+ALL_BAD: dict[str, Callable[[Store], None]] = {
+    "objects": flip_objects,
+    "manifests": cut_manifests,
+    "no manifests": delete_manifests,
+    "HEAD": leave_a_bad_head,
+    "only strange manifests": leave_a_strange_manifest,
+}
 
 
 @pytest.mark.parametrize("bad", ALL_BAD)

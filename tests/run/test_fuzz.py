@@ -137,7 +137,7 @@ def mutate(content: Any, draw: Callable[[st.SearchStrategy[Any]], Any], values: 
     if not children or draw(st.integers(0, 5)) == 0:
         choices: list[Any] = [*values, DROP]
         if isinstance(content, str | list):
-            choices += [content + content, content[:-1]]
+            choices += [content * 2, content[:-1]]
         if isinstance(content, int) and not isinstance(content, bool):
             choices += [content + 1, content - 1, float(content), str(content)]
         return draw(st.sampled_from(choices))

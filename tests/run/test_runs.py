@@ -49,7 +49,7 @@ class Bench:
         size = ["--batch-size", str(batch_size)]
         return started([*where, *recipe, *size, *how, *options], before)
 
-    def finish(self, run: Path | str, **where: str) -> list[Event]:
+    def finish(self, run: Path | str, **where: Any) -> list[Event]:
         """Make an attempt that comes to the end, and return its events."""
         with self.attempt(run, **where) as child:
             assert child.end() == 0, child.last_words()
@@ -191,7 +191,7 @@ def test_sigterm_during_the_download_keeps_what_has_come(
 ) -> None:
     server = serve({"/tiny.tar.gz": bench.archive.read_bytes()})
     server.faults = [("drip", 100_000)]  # bytes a second, of 0.9 MB
-    where = {"data": f"{server.uri}/tiny.tar.gz", "cache": str(tmp_path / "cache")}
+    where: dict[str, Any] = {"data": f"{server.uri}/tiny.tar.gz", "cache": str(tmp_path / "cache")}
     with bench.attempt(tmp_path / "run", **where) as child:
         read_to(child, "data")
         while server.served < 200_000:

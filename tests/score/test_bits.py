@@ -164,6 +164,8 @@ def test_a_quantised_weight_absorbs_no_batch_norm_and_no_factor() -> None:
 
 def test_a_mask_of_truth_values_is_no_binary_weight() -> None:
     class Masked(nn.Module):
+        mask: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("mask", torch.ones(4, 8, 8, dtype=torch.bool))
@@ -291,8 +293,8 @@ def test_pytorch_quantised_modules_carry_their_bits() -> None:
 
 def test_torchao_tensors_carry_their_bits() -> None:
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16, bias=False))
-    nn.init.ones_(model[0].weight)
-    nn.init.ones_(model[2].weight)
+    nn.init.ones_(model.get_parameter("0.weight"))
+    nn.init.ones_(model.get_parameter("2.weight"))
     quantize_(model, Int8WeightOnlyConfig())
     kind = type(model[0].weight)
     tally = official(model, shape=(64,))
@@ -305,8 +307,8 @@ def test_torchao_tensors_carry_their_bits() -> None:
 
 def test_torchao_int4_counts_four_bits_though_stored_in_bytes() -> None:
     model = nn.Sequential(nn.Linear(64, 32, bias=False))
-    nn.init.ones_(model[0].weight)
-    quantize_(model, IntxWeightOnlyConfig(weight_dtype=torch.int4))
+    nn.init.ones_(model.get_parameter("0.weight"))
+    quantize_(model, IntxWeightOnlyConfig(weight_dtype=torch.int4))  # type: ignore[attr-defined]
     assert official(model, shape=(64,)).parameters == Fraction(64 * 32 * 4, 32) + 32
 
 
@@ -329,6 +331,9 @@ def test_simulated_quantisation_has_the_bits_of_its_levels() -> None:
 
 def test_integers_and_masks_are_no_quantisation() -> None:
     class Masked(nn.Module):
+        order: Tensor
+        mask: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("order", torch.arange(4))

@@ -108,7 +108,7 @@ def test_baseline_scores_two_when_every_value_counts_32_bits() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_only_read(training: bool) -> None:
     network = wide_resnet(10, 1, 7).train(training)
-    network.block1.register_forward_hook(lambda *_: None)
+    network.get_submodule("block1").register_forward_hook(lambda *_: None)
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in network.state_dict().items()}
     modules = {
         name: (

@@ -238,6 +238,19 @@ ACTIVATIONS = [
     Case("aten.pow", lambda x: x**x, S, X, 0),
 ]
 
+
+def compared_with_0(name: str) -> Callable[[Tensor], Tensor]:
+    return lambda x: getattr(x, name)(0)
+
+
+def logical(name: str) -> Callable[[Tensor], Tensor]:
+    return lambda x: getattr(torch, f"logical_{name}")(x, x)
+
+
+def bitwise(name: str) -> Callable[[Tensor], Tensor]:
+    return lambda x: getattr(torch, f"bitwise_{name}")(x.int(), 1)
+
+
 ELEMENTWISE = [
     Case("aten.add", lambda x: x + x, S, 0, X),
     Case("aten.add", lambda x: torch.add(x, x, alpha=2), S, X, X),
@@ -253,10 +266,7 @@ ELEMENTWISE = [
     Case("aten.lerp", lambda x: torch.lerp(x, x, 0.3), S, X, 2 * X),
     Case("aten.maximum", lambda x: torch.maximum(x, x), S, 0, X),
     Case("aten.minimum", lambda x: torch.minimum(x, x), S, 0, X),
-    *[
-        Case(f"aten.{name}", lambda x, name=name: getattr(x, name)(0), S, 0, X)
-        for name in ["eq", "ne", "lt", "le", "gt", "ge"]
-    ],
+    *[Case(f"aten.{name}", compared_with_0(name), S, 0, X) for name in ["eq", "ne", "lt", "le", "gt", "ge"]],
     Case("aten.where", lambda x: torch.where(weight(4) > 2, x, x), S, 0, X),
     Case("aten.masked_fill", lambda x: x.masked_fill(weight(4) > 2, 0), S, 0, X),
     *[
@@ -264,21 +274,9 @@ ELEMENTWISE = [
         for name in ["sign", "sgn", "abs", "neg", "floor", "ceil", "round", "trunc"]
     ],
     Case("aten.logical_not", torch.logical_not, S, 0, X),
-    *[
-        Case(f"aten.logical_{name}", lambda x, name=name: getattr(torch, f"logical_{name}")(x, x), S, 0, X)
-        for name in ("and", "or", "xor")
-    ],
+    *[Case(f"aten.logical_{name}", logical(name), S, 0, X) for name in ("and", "or", "xor")],
     Case("aten.bitwise_not", lambda x: ~x.bool(), S, 0, X),
-    *[
-        Case(
-            f"aten.bitwise_{name}",
-            lambda x, name=name: getattr(torch, f"bitwise_{name}")(x.int(), 1),
-            S,
-            0,
-            X,
-        )
-        for name in ("and", "or", "xor")
-    ],
+    *[Case(f"aten.bitwise_{name}", bitwise(name), S, 0, X) for name in ("and", "or", "xor")],
 ]
 
 PLACED = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,14 +62,15 @@ def _layer(step: Conv | Step, channels: int) -> nn.Module:
             step.groups,
             step.bias,
         )
-    return {
+    layers: dict[str, Callable[[], nn.Module]] = {
         "bn": lambda: nn.BatchNorm2d(channels),
         "skip": lambda: nn.BatchNorm2d(channels),
         "relu": nn.ReLU,
         "average": lambda: nn.AvgPool2d(2, 1),
         "maximum": lambda: nn.MaxPool2d(2, 1),
         "residual": lambda: nn.Conv2d(channels, channels, 3, padding=1),
-    }[step.name]()
+    }
+    return layers[step.name]()
 
 
 @dataclass

@@ -69,7 +69,7 @@ def test_values_are_stored_once_however_often_they_are_read() -> None:
 def test_values_that_inference_does_not_read_are_not_needed() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     model.unused = nn.Linear(100, 100)  # not in the sequence
-    model.forward = model[0].forward
+    model.forward = model[0].forward  # type: ignore[method-assign]
     scores = score(model, (4,), freebie=False)
     assert scores.rule_sets["official"].parameters == 20
     # The rule sets of 2019 count the parameters that the model has.
@@ -171,7 +171,7 @@ def test_an_image_of_another_shape_is_refused_with_the_option() -> None:
 
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model = nn.Linear(4, 4)
-    model.lock = threading.Lock()
+    model.lock = threading.Lock()  # type: ignore[assignment]
     with pytest.raises(UsageError, match="cannot be copied"):
         score(model, (4,))
 
@@ -197,7 +197,9 @@ def test_scripted_and_compiled_models_are_counted_too() -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU())
     expected = official(model).total
     assert official(torch.jit.script(model)).total == expected
-    assert official(torch.compile(model)).total == expected
+    compiled = torch.compile(model)
+    assert isinstance(compiled, nn.Module)
+    assert official(compiled).total == expected
 
 
 def test_a_double_precision_value_counts_twice() -> None:

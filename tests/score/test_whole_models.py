@@ -45,6 +45,7 @@ class Network(nn.Module):
             weight = torch.linspace(1, 2, layer.weight.numel())
             weight[:: 2 if half else weight.numel() + 1] = 0 if half else 1
             layer.weight.data = weight.reshape(layer.weight.shape)
+        assert self.conv.bias is not None
         self.conv.bias.data.fill_(0.5)
         self.linear.bias.data = torch.linspace(-900, 300, 5)  # logits on both sides of 0: a zero point
 
@@ -171,7 +172,10 @@ def test_pt2e(per_channel: bool, half: bool) -> None:
 @both
 @pytest.mark.parametrize(
     ("config", "bits"),
-    [(Int8WeightOnlyConfig(), 8), (IntxWeightOnlyConfig(weight_dtype=torch.int4), 4)],
+    [
+        (Int8WeightOnlyConfig(), 8),
+        (IntxWeightOnlyConfig(weight_dtype=torch.int4), 4),  # type: ignore[attr-defined]
+    ],
     ids=["int8", "int4"],
 )
 def test_torchao_weight_only(config: Any, bits: int, half: bool) -> None:
@@ -208,7 +212,7 @@ class Learned(nn.Module):
         step = self.steps[index]
         return torch._fake_quantize_learnable_per_tensor_affine(x, step, self.zeros[0], 0, 15, 1.0)
 
-    def weight(self, layer: nn.Module, index: int) -> Tensor:
+    def weight(self, layer: nn.Conv2d | nn.Linear, index: int) -> Tensor:
         step, zero = self.filter_steps[index], self.zeros[index + 1]
         return torch._fake_quantize_learnable_per_channel_affine(layer.weight, step, zero, 0, -8, 7, 1.0)
 

@@ -92,7 +92,7 @@ class Board:
         self.copies[where] += 1
         self._write("asynchronous copy" if non_blocking else "copy", "copy", where)
         self._pending.append((host, value.clone()))
-        host.untyped_storage().fill_(GARBAGE)
+        host.untyped_storage().fill_(GARBAGE)  # type: ignore[attr-defined]
         if not non_blocking:
             self.synchronise()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tests.simulated_gpu.board import BOARD
+from tests.simulated_gpu.board import BOARD, Allocation
 
 CPU = torch.device("cpu")
 READS = {
@@ -26,8 +26,9 @@ STRICT = ("aten::_fused", "aten::_foreach", "aten::_amp")  # take no host tensor
 class SimulatedTensor(Tensor):
     """A tensor on the device. `raw` is the CPU tensor that holds its values."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     raw: Tensor
+    allocation: Allocation
 
     @staticmethod
     def __new__(cls, raw: Tensor) -> SimulatedTensor:
@@ -45,7 +46,9 @@ class SimulatedTensor(Tensor):
         return tensor
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return run(function, args, kwargs or {})
 
 

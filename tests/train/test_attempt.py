@@ -94,7 +94,7 @@ def test_a_checkpoint_that_cannot_be_resumed_is_refused_and_the_end_recorded(
     store: Store,
     claim: Callable[..., AbstractContextManager[Attempt]],
     objects: dict[str, bytes],
-    how: dict[str, bool],
+    how: dict[str, Any],
     message: str,
 ) -> None:
     earlier(store, objects, **how)

@@ -8,6 +8,7 @@ import json
 import signal
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from job.train.compression import Teacher
 from job.train.loader import Images, Normalisation, TrainingBatches
 from job.train.trainer import Trainer
 from tests.simulated_gpu import DEVICE, Fault
-from tests.simulated_gpu.attempts import Device, on_device
+from tests.simulated_gpu.attempts import Device, Event, on_device
 from tests.simulated_gpu.bench import COMPACT, COPIES, EACH_STEP, IN_STEP, PHASES, STEPS, Bench, at, outcome
 
 CPU = torch.device("cpu")
@@ -181,6 +182,10 @@ def test_no_step_of_any_phase_reads_the_device(whole: tuple[Path, Counter[tuple[
     assert {kind for kind, _ in whole[1]} == {"read", "copy"}
 
 
+def saves(place: tuple[int, int], event: Event) -> bool:
+    return event["event"] == "checkpoint" and (event["epoch"], event["step"]) == place
+
+
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_run_killed_in_each_phase_ends_with_the_same_bits(
     step: int, bench: Bench, whole: tuple[Path, Counter[tuple[str, str]]]
@@ -192,11 +197,7 @@ def test_a_run_killed_in_each_phase_ends_with_the_same_bits(
         hang = Device(Fault("hang", within=IN_STEP, operator=operator))
         with bench.attempt(run, *COMPACT, *EACH_STEP, device=hang) as attempt:
             if last != (0, STEPS):
-                attempt.until(
-                    lambda event, last=last: (
-                        event["event"] == "checkpoint" and (event["epoch"], event["step"]) == last
-                    )
-                )
+                attempt.until(partial(saves, last))
             attempt.signal(signal.SIGKILL)
             assert attempt.end() == -signal.SIGKILL
         operator = at(epoch=2, step=1)  # from one phase's step to the next phase's

@@ -71,7 +71,7 @@ def test_an_overflow_in_the_first_step_is_recorded_too() -> None:
     for recorded in (False, True):
         model = network()
         with torch.no_grad():
-            model[-1].weight.mul_(1e4)  # overflows fp16 under the first loss scale
+            model.get_parameter("linear.weight").mul_(1e4)  # overflows fp16 under the first loss scale
         trainers.append(
             Trainer(model, batches(recipe), recipe, lambda: None, partial(Tape, model) if recorded else None)
         )
@@ -87,8 +87,10 @@ def test_each_phase_that_trains_is_recorded_anew(precision: str) -> None:
     In fp16, which takes a processor long, it only quantises.
     """
     one = (Cycle(1, 1e-3),)
-    before = {} if precision == "fp16" else {"cycles": one, "prune_cycles": one}
-    recipe = Recipe(10, 1, **{"cycles": (), **before}, quantise_cycles=one, batch_size=4, precision=precision)
+    before = () if precision == "fp16" else one
+    recipe = Recipe(
+        10, 1, cycles=before, prune_cycles=before, quantise_cycles=one, batch_size=4, precision=precision
+    )
 
     def compact(after_step: Callable[[], None] = lambda: None, records: bool = True) -> Trainer:
         trained = compressible()

@@ -34,7 +34,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(recipe: Recipe, placement: Placement) -> dict[str, Any]:
-    return job.train(recipe, placement, Preemption(10)).to_json()
+    report = job.train(recipe, placement, Preemption(10))
+    assert report is not None
+    return report.to_json()
 
 
 def place(archive: Path, run: Path) -> Placement:
@@ -192,7 +194,7 @@ def test_a_diverging_run_stops_with_the_last_good_epoch_named(archive: Path, tmp
 
 @pytest.mark.parametrize("changed", [{"batch_size": 71}, {"holdout": 60}, {"holdout": 100}])
 def test_more_than_the_data_has_is_refused_before_anything_is_written(
-    archive: Path, tmp_path: Path, changed: dict[str, int]
+    archive: Path, tmp_path: Path, changed: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigurationError, match="batch"):
         train(replace(RECIPE, **changed), place(archive, tmp_path / "run"))

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from job.checks.child import Event
 from job.checks.laboratory import Result, differences
 from job.errors import ConfigurationError, DataError, JobError, UsageError
 from job.machine.preemption import Preemption
@@ -89,11 +91,15 @@ def test_sparsity_grows_by_a_cubic_and_then_stays() -> None:
 def undisturbed() -> tuple[Trainer, list[bytes]]:
     """A trainer at its end, and its state after each step and each epoch."""
     states: list[bytes] = []
-    whole = trainer(after_step=lambda: states.append(whole.state([]).encode()))
+
+    def keep() -> None:
+        states.append(whole.state([]).encode())
+
+    whole = trainer(after_step=keep)
     while whole.epoch < RECIPE.epochs:
         whole.train_epoch()
         whole.next_epoch()
-        states.append(whole.state([]).encode())
+        keep()
     return whole, states
 
 
@@ -149,14 +155,14 @@ def test_statistics_are_the_plain_mean_over_the_epoch_without_mixup(
     loader.mixes = False
     loader.seek(RECIPE.epochs - 1, 0)
     before.network.train()
-    norm = before.network.block1.bn1
+    norm = before.network.get_submodule("block1.bn1")
     means: list[torch.Tensor] = []
-    norm.register_forward_pre_hook(lambda _, read: means.append(read[0].mean((0, 2, 3))))  # type: ignore[union-attr]
+    norm.register_forward_pre_hook(lambda _, read: means.append(read[0].mean((0, 2, 3))))
     with torch.no_grad():
         for images, targets in loader:
             assert targets.max(1).values.min() == 1  # one label each
             before.network(images)
-    found = whole.network.block1.bn1.running_mean
+    found = whole.network.get_buffer("block1.bn1.running_mean")
     torch.testing.assert_close(found, torch.stack(means).mean(0), rtol=1e-5, atol=1e-6)
     parameters = zip(whole.network.parameters(), before.network.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in parameters)
@@ -387,7 +393,12 @@ def test_a_quantised_run_is_no_start_and_a_fine_teacher(
     recipe = replace(RECIPE, prune_cycles=(Cycle(1, 1e-3),), quantise_cycles=())
     placement = replace(place(archive, tmp_path / "taught"), origins=Origins(teacher=str(finished[0])))
     report = job.train(recipe, placement, Preemption(10))
+    assert report is not None
     assert [phase.name for phase in report.phases] == [DENSE, PRUNE, STATISTICS]
+
+
+def reaches(epoch: int, event: Event) -> bool:
+    return event.get("epoch", 0) >= epoch
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.soak)])
@@ -404,7 +415,7 @@ def test_kills_in_and_between_the_phases_give_the_same_bits(
         options = ["--run", str(run), "--cache", str(archive.parent / "cache"), "--data", str(archive)]
         for epoch in range(2, 5):  # once in or just before each phase but the first
             with started([*options, *OPTIONS, *COMPACT, "--checkpoint-every", "0.01s"]) as child:
-                if child.until(lambda event, epoch=epoch: event.get("epoch", 0) >= epoch):
+                if child.until(partial(reaches, epoch)):
                     time.sleep(0.1 * generator.random())
                     child.signal(9)
                 kills += child.end() == -9

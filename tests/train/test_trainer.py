@@ -121,7 +121,7 @@ def test_bf16_changes_the_arithmetic_and_not_the_weights_type() -> None:
     recipe = replace(RECIPE, precision="bf16")
     Trainer(in_bf16, batches(recipe), recipe, after_step=lambda: None).train_epoch()
     assert {tensor.dtype for tensor in in_bf16.parameters()} == {torch.float32}
-    assert not torch.equal(in_fp32.stem.weight, in_bf16.stem.weight)
+    assert not torch.equal(in_fp32.get_parameter("stem.weight"), in_bf16.get_parameter("stem.weight"))
 
 
 @functools.cache
@@ -131,7 +131,7 @@ def undisturbed(precision: str) -> tuple[Trainer, list[dict[str, float]], dict[t
     Taking the states changes no bit.
     """
     recipe = replace(RECIPE, precision=precision)
-    states = {}
+    states: dict[tuple[int, int], bytes] = {}
 
     def keep() -> None:
         states[whole.epoch, whole.step] = whole.state(history=[]).encode()
@@ -194,7 +194,7 @@ def test_a_state_whose_layout_was_lost_goes_on_to_the_same_bits() -> None:
     )
     second = Trainer(network(), batches(), RECIPE, after_step=lambda: None)
     second.restore(TrainingState.decode(flat.encode(), MOST))
-    moments = second.learner.opt.opt.state[second.network.block1.conv1.weight]
+    moments = second.learner.opt.opt.state[second.network.get_parameter("block1.conv1.weight")]
     assert moments["exp_avg"].is_contiguous(memory_format=torch.channels_last)
     run(second)
     assert_same_bits(whole, second)

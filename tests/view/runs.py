@@ -50,7 +50,7 @@ WORKER = Worker(host="here", device="cpu", started="2026-01-02T03:04:05+00:00")
 
 def beat(**changes: Any) -> Beat:
     """A heartbeat of now."""
-    fields = {
+    fields: dict[str, Any] = {
         "phase": "training", "epoch": 3, "epochs": 10, "step": 50, "steps_per_epoch": 100, "batch_size": 256,
         "accuracy": 0.25, "images_per_second": 1280.0, "unsaved_seconds": 4.0, "time": records.now(),
     }  # fmt: skip
@@ -86,6 +86,9 @@ def predictions(
     threshold = accuracy + 0.15 * np.cos(label)
     prediction = np.where(generator.random(len(label)) < threshold, label, wrong)
     mistakes = np.flatnonzero(label != prediction)[:24]
+    names: dict[str, Any] = {"classes": np.array(classes)} if classes else {}
+    if superclasses:
+        names["superclasses"] = np.array(superclasses)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -94,8 +97,7 @@ def predictions(
         label=label,
         prediction=prediction,
         top_five=np.repeat(prediction[:, None], 5, 1),
-        **({"classes": np.array(classes)} if classes else {}),
-        **({"superclasses": np.array(superclasses)} if superclasses else {}),
+        **names,
     )
     return buffer.getvalue()
 

@@ -41,10 +41,8 @@ def test_the_phases_of_a_run_are_a_path_to_what_it_ended_with(stored: Any) -> No
     assert chart.dots[0].x > chart.dots[1].x > chart.dots[2].x == chart.dots[3].x
     assert chart.dots[0].y < chart.dots[1].y < chart.dots[3].y < chart.dots[2].y
     (run,) = chart.runs
-    corners = [(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", run.path)]
-    assert corners == [
-        (pytest.approx(10 * dot.x, abs=0.1), pytest.approx(10 * dot.y, abs=0.1)) for dot in chart.dots
-    ]
+    corners = [float(figure) for pair in re.findall(r"([\d.]+) ([\d.]+)", run.path) for figure in pair]
+    assert corners == pytest.approx([10 * place for dot in chart.dots for place in (dot.x, dot.y)], abs=0.1)
     assert "ends with 80.31 % at 0.0543, from 80.93 % at 0.3309" in chart.alt
 
 
