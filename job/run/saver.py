@@ -41,8 +41,9 @@ class Saver:
     """A thread that commits the newest state it was given: one in flight, one waiting, older ones dropped.
 
     `commit` serialises, uploads and commits one state; it runs in the thread. While it raises
-    TransientError (the store is out of reach) the newest state is tried again for `budget_seconds` after
-    the last success; any other error, or the end of the budget, is raised by the next `check`.
+    TransientError (the store is out of reach) the newest state is tried again until `budget_seconds` after
+    the start of the first commit that failed; any other error, or the end of the budget, is raised by the
+    next `check`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Saver:
         self._condition = threading.Condition()
         self._waiting: tuple[TrainingState, float] | None = None
         self._busy = self._closed = False
+        self._failing_since: float | None = None  # when the first failed commit since a success had started
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
 
     def start(self) -> None:
@@ -135,21 +137,24 @@ class Saver:
         try:
             self.commit(state)
         except TransientError as error:
-            self._put_back(state, taken, error)
+            if self._failing_since is None:
+                self._failing_since = started
+            self._put_back(state, taken, time.monotonic() - self._failing_since, error)
             return
+        self._failing_since = None
         self.last_success = time.monotonic()
         self.save_seconds = self.last_success - started
         self.durable = Durable(state.epoch, state.step, state.place, taken)
         events.emit("checkpoint", **state.place._asdict(), seconds=round(self.save_seconds, 2))
 
-    def _put_back(self, state: TrainingState, taken: float, error: TransientError) -> None:
-        outage = time.monotonic() - self.last_success
+    def _put_back(self, state: TrainingState, taken: float, outage: float, error: TransientError) -> None:
         if outage > self.budget_seconds:
             raise MachineError(
                 f"nothing could be saved for {outage:.0f} s ({error.message})",
                 "Run the same command where the storage can be reached",
             ) from error
-        events.warn("checkpoint_delayed", seconds_since_last=round(outage), reason=error.message)
+        since_last = round(time.monotonic() - self.last_success)
+        events.warn("checkpoint_delayed", seconds_since_last=since_last, reason=error.message)
         with self._condition:
             if self._waiting is None:
                 self._waiting = (state, taken)

@@ -102,6 +102,26 @@ def test_past_the_budget_the_outage_is_the_jobs_error(store: Store) -> None:
         saver.check()
 
 
+def test_the_time_before_the_first_failure_is_not_an_outage(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saver_module, "RETRY_SECONDS", 0.01)
+    saver = start(store.commit, budget_seconds=0.5)
+    for step in (1, 2):  # the second outage is counted anew
+        time.sleep(0.6)
+        store.failure = TransientError("no answer")
+        saver.offer(at(step))
+        store.allowed.release()
+        assert store.begun.acquire(timeout=20)
+        assert store.begun.acquire(timeout=20)  # it is tried again
+        saver.check()
+        store.failure = None
+        store.allowed.release()
+        assert saver.flush(deadline=time.monotonic() + 20)
+    assert store.committed == [1, 2]
+    saver.close()
+
+
 def test_any_other_error_stops_at_once(store: Store) -> None:
     saver = start(store.commit)
     store.failure = FencedError("generation 2 has taken over")
