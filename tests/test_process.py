@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -82,6 +83,29 @@ def test_a_training_ends_with_its_report_when_a_stream_takes_no_more(
     assert (tmp_path / "run" / "report.json").exists()
 
 
+def full_pipe() -> tuple[int, int]:
+    """Return the ends of a pipe that is full and does not block."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writer, bytes(2**16)):
+            pass
+    return reader, writer
+
+
+def test_a_training_ends_with_its_report_when_stdout_is_full_and_does_not_block(
+    archive: Path, tmp_path: Path
+) -> None:
+    reader, writer = full_pipe()
+    with Path(os.devnull).open("rb+") as nothing, (tmp_path / "log").open("wb") as log:
+        streams = [nothing.fileno(), writer, log.fileno()]
+        process = Process(train(archive, tmp_path)[len(MICRONET) :], dict(os.environ), streams, "")
+    os.close(writer)
+    assert process.wait(120) == 0
+    os.close(reader)
+    assert "summary_not_printed" in (tmp_path / "log").read_text()
+
+
 def test_a_failure_keeps_its_code_without_a_log(tmp_path: Path) -> None:
     assert redirected([*MICRONET, "train", "--no-such-option"], "2>/dev/full").returncode == 2
     missing = [*MICRONET, "status", str(tmp_path)]
@@ -92,6 +116,18 @@ def test_results_that_cannot_be_written_are_the_machines_fault() -> None:
     done = redirected([*MICRONET, *DRY_RUN], ">/dev/full")
     assert done.returncode == 74
     assert done.stderr.strip().splitlines()[-1].startswith("micronet: standard output: No space left")
+    assert "Traceback" not in done.stderr
+
+
+def test_results_for_a_pipe_that_is_full_and_does_not_block_are_the_machines_fault() -> None:
+    reader, writer = full_pipe()
+    done = subprocess.run(
+        [*MICRONET, *DRY_RUN], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 74
+    assert done.stderr.strip().splitlines()[-1].startswith("micronet: standard output: ")
     assert "Traceback" not in done.stderr
 
 

@@ -16,6 +16,7 @@ from job import events
 from job.errors import ConfigurationError
 from job.machine import driver
 from job.machine.environment import source_hash
+from job.machine.process import threads_are_stated
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
@@ -109,10 +110,10 @@ def resolve_precision(requested: str, device: torch.device) -> str:
 def configure(deterministic: bool, shards: int = 1) -> None:
     """Make fp32 mean IEEE fp32 (no TF32) and, if asked, algorithms deterministic; call before CUDA starts.
 
-    The process also keeps the memory that it frees. With several shards it has one thread, unless
-    OMP_NUM_THREADS says otherwise: bits depend on the threads, and may not on the processes.
+    The process also keeps the memory that it frees. With several shards it has one thread, unless the user
+    has set OMP_NUM_THREADS: bits depend on the threads, and may not on the processes.
     """
-    if shards > 1 and "OMP_NUM_THREADS" not in os.environ:
+    if shards > 1 and not threads_are_stated():
         torch.set_num_threads(1)
     _keep_freed_memory()
     _turn_tf32_off()

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 NO_THREAD = "can't start new thread"
 """The message of Python's RuntimeError; it has no type of its own."""
 
+FITTED = "MICRONET_FITTED_THREADS"
+"""The number of threads that `fit_threads` chose; processes that this one starts inherit it."""
+
 SPINS = 20_000
 """Turns that libgomp's threads wait before they sleep: about a millisecond."""
 
@@ -51,10 +54,13 @@ class _Output(io.FileIO):
         if self.failed:
             return memoryview(data).nbytes
         try:
-            return super().write(data)
+            written: int | None = super().write(data)
+            if written is None:  # it is not blocking, and full
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         except OSError as error:
             self.failed = True
             raise OutputError(error) from error
+        return written
 
 
 def secure_streams() -> None:
@@ -93,8 +99,14 @@ def fit_threads() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     quota = cpu_quota()
-    if quota is not None and quota < len(os.sched_getaffinity(0)):
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(quota))))
+    if quota is not None and quota < len(os.sched_getaffinity(0)) and "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = os.environ[FITTED] = str(max(1, int(quota)))
+
+
+def threads_are_stated() -> bool:
+    """Return whether the user has set OMP_NUM_THREADS, which `fit_threads` sets too."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    return threads is not None and threads != os.environ.get(FITTED)
 
 
 def cpu_quota(mount: str = "/sys/fs/cgroup") -> float | None:

@@ -67,3 +67,35 @@ def test_threads_fit_the_share_and_spin_briefly_unless_the_environment_is_set(
         check=True,
     )
     assert done.stdout.strip() == seen
+
+
+STARTED = """
+import torch
+from job.machine import device
+device.configure(deterministic=True, shards=2)
+print(torch.get_num_threads())
+"""
+
+SHARDED = f"""
+import os, subprocess, sys
+from job.machine import process
+os.sched_getaffinity = lambda of: range(8)
+process.cpu_quota = lambda: 4
+process.fit_threads()
+subprocess.run([sys.executable, "-c", {STARTED!r}], check=True)
+"""
+
+
+@pytest.mark.parametrize(("stated", "threads"), [({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")])
+def test_shards_have_one_thread_in_a_container_with_a_share_unless_the_user_sets_the_threads(
+    stated: dict[str, str], threads: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env=environment | stated,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == threads
