@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from urllib3 import HTTPResponse
 
-from job.errors import JobError
+from job.errors import ConfigurationError, JobError
 from job.store.base import DoubtfulError, RefusedError
 
 CONNECT_SECONDS = 10  # also the most that 16 KiB of an upload may take
@@ -20,6 +20,8 @@ SLOWEST_BYTES_PER_SECOND = 10_000
 
 FIRST_ANSWER_SECONDS = 5.0
 """How long an endpoint that has never answered as its service is retried: it may fail for a moment."""
+
+PROXY = "a proxy's address (HTTPS_PROXY, HTTP_PROXY)"
 
 REFUSED_SECONDS = 60.0
 """How long a refusal is retried after the same operation was allowed: rotated keys take effect slowly."""
@@ -52,6 +54,11 @@ class Answers:
         if isinstance(verdict, RefusedError) and operation in self.allowed:
             return DoubtfulError(verdict, REFUSED_SECONDS)
         return verdict
+
+
+def not_a_url(what: str, where: str) -> ConfigurationError:
+    """Return the error for an address that is not a URL; a library's would print it with its password."""
+    return ConfigurationError(f"{where}: {what} is not a URL", "Write https://HOST[:PORT]")
 
 
 def deadline(body: HTTPResponse, length: int) -> threading.Timer:

@@ -23,7 +23,8 @@ from google.auth.credentials import AnonymousCredentials
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, LocationParseError
+from urllib3.util import parse_url
 
 from job.errors import ConfigurationError, JobError
 from job.store import answers
@@ -206,8 +207,17 @@ def from_google(error: Exception, where: str) -> JobError:
             f"{said}: certificate verify failed", "Name the authority's certificate in REQUESTS_CA_BUNDLE"
         )
     if isinstance(error, ValueError) and not isinstance(error, requests.JSONDecodeError):  # an address's
-        return ConfigurationError(f"{where}: {error}", f"Check {ENDPOINT} and the proxy's variables")
+        return answers.not_a_url(answers.PROXY if _is_endpoint_valid() else ENDPOINT, where)
     return TransientError(said, "Check the network")
+
+
+def _is_endpoint_valid() -> bool:
+    """Return whether requests takes the address in ENDPOINT, if there is one."""
+    try:
+        address = parse_url(os.environ.get(ENDPOINT) or "https://storage.googleapis.com")
+    except LocationParseError:
+        return False
+    return address.scheme in ("http", "https") and bool(address.host)
 
 
 def _from_answer(error: Any, where: str) -> JobError:

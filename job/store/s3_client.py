@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from botocore.credentials import Credentials
 from botocore.loaders import Loader
 from botocore.model import OperationModel
 from botocore.parsers import ResponseParserError
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, LocationParseError
 
 from job.errors import ConfigurationError, JobError, MachineError
 from job.store import answers
@@ -36,6 +37,7 @@ UNTYPED = {
 }
 """The fix for a RuntimeError of botocore or Python that has no type of its own, by its text."""
 
+ENDPOINT = "AWS_ENDPOINT_URL_S3"
 REQUEST_ID = "x-amz-request-id"
 
 Checksums = Literal["when_supported", "when_required"]
@@ -150,8 +152,8 @@ class Connection:
             yield
         except ERRORS as error:
             raise self._explain(error, f"{self.uri}/{key}".rstrip("/")) from error
-        except ValueError as error:  # boto3's for an endpoint that is no URL
-            raise ConfigurationError(f"{self.uri}: {error}", "Check AWS_ENDPOINT_URL_S3") from error
+        except ValueError as error:  # boto3's for an endpoint that is not a URL
+            raise answers.not_a_url(ENDPOINT, self.uri) from error
         except RuntimeError as error:
             fix = next((fix for words, fix in UNTYPED.items() if words in str(error)), None)
             if fix is None:
@@ -204,6 +206,8 @@ class Connection:
             # AWS's services set AWS_REGION, which boto3 does not read. A wrong region gets a redirect.
             region = self._session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
             client = self._session.client("s3", region_name=region, config=config)
+            if re.search(r"\s", client.meta.endpoint_url):  # boto3 would send requests to its host
+                raise ValueError(client.meta.endpoint_url)
         client.meta.events.register("before-parse.s3", self._inspect)
         return client
 
@@ -245,6 +249,10 @@ def from_boto(error: Exception, where: str) -> JobError:
         )
     if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return ConfigurationError(f"{where}: {error}", "Name the authority's certificate in AWS_CA_BUNDLE")
+    if isinstance(error, boto.HTTPClientError) and isinstance(error.__context__, LocationParseError):
+        return answers.not_a_url(answers.PROXY, where)
+    if isinstance(error, boto.EndpointResolutionError):
+        return answers.not_a_url(ENDPOINT, where)
     if isinstance(error, UNREACHABLE):
         return TransientError(f"{where}: {error}", "Check the network and AWS_ENDPOINT_URL_S3")
     return ConfigurationError(f"{where}: {error}", "Check the bucket's name and the AWS variables")

@@ -159,6 +159,31 @@ def test_an_endpoint_without_a_server_is_transient_and_one_that_is_no_url_wrong(
         open_store("gs://bucket/run", retry_seconds=0.1).get("key")
 
 
+@pytest.mark.parametrize(
+    ("proxy", "address", "named"),
+    [
+        (None, "user:s3cret@localhost:9", "STORAGE_EMULATOR_HOST"),
+        (None, "http://user:s3cret@localhost:9x", "STORAGE_EMULATOR_HOST"),
+        ("http://user:s3cret@local host:9", "http://localhost:9", "a proxy's address"),
+        ("user:s3cret@localhost:9x", "http://localhost:9", "a proxy's address"),
+        ("sock://user:s3cret@localhost:9", "http://localhost:9", "a proxy's address"),
+    ],
+)
+def test_an_address_that_is_not_a_url_is_named_and_not_printed(
+    monkeypatch: pytest.MonkeyPatch, proxy: str | None, address: str, named: str
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    if proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(ConfigurationError) as caught:
+        open_store("gs://bucket/run", retry_seconds=0.1).get("key")
+    assert named in str(caught.value)
+    assert "is not a URL. Write https://HOST[:PORT]" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    assert "localhost" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("limit", "fault"), [("READ_SECONDS", "stall"), ("BODY_SECONDS", "drip")])
 def test_an_answer_that_hangs_or_drips_is_given_up(
     gs_uri: str, gs_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, limit: str, fault: str

@@ -78,10 +78,31 @@ def test_a_web_server_is_not_an_empty_store(
         open_store(s3_uri).get("key")
 
 
-def test_an_endpoint_that_is_no_url_is_named(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "not an endpoint")
-    with pytest.raises(ConfigurationError, match="not an endpoint"):
-        open_store(s3_uri).get("key")
+@pytest.mark.parametrize(
+    ("proxy", "address", "named"),
+    [
+        (None, "not an endpoint", "AWS_ENDPOINT_URL_S3"),
+        (None, "user:s3cret@localhost:9", "AWS_ENDPOINT_URL_S3"),
+        (None, "http://user:s3cret@[localhost:9", "AWS_ENDPOINT_URL_S3"),
+        (None, "http://user:s3cret@localhost:9x", "AWS_ENDPOINT_URL_S3"),
+        (None, "http://user:s3 s3cret@localhost:9", "AWS_ENDPOINT_URL_S3"),
+        ("http://user:s3cret@local host:9", "http://localhost:9", "a proxy's address"),
+        ("user:s3cret@localhost:9x", "http://localhost:9", "a proxy's address"),
+    ],
+)
+def test_an_address_that_is_not_a_url_is_named_and_not_printed(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch, proxy: str | None, address: str, named: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+    if proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(ConfigurationError) as caught:
+        open_store(s3_uri, retry_seconds=0.1).get("key")
+    assert named in str(caught.value)
+    assert "is not a URL. Write https://HOST[:PORT]" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    assert "localhost" not in str(caught.value)
 
 
 def test_an_endpoint_without_a_server_is_transient(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
