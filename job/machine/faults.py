@@ -126,11 +126,18 @@ class Watchdog:
 
     def _give_up(self) -> None:
         cause = f"no step has ended for {self.limit_seconds:g} s: the device does not answer"
-        events.warn("stuck", cause=cause)
-        self.settle(cause)
-        events.stopped(
-            cause,
-            "Run the same command on another machine, or with a longer --step-timeout if steps take so long",
-            MachineError.exit_code,
-        )
-        os._exit(MachineError.exit_code)
+        try:
+            events.warn("stuck", cause=cause)
+            self.settle(cause)
+        except Exception as error:  # such as no thread left: the process must end nevertheless
+            events.warn("settle_failed", error=type(error).__name__)
+        finally:
+            try:
+                events.stopped(
+                    cause,
+                    "Run the same command on another machine, or with a longer --step-timeout if steps take "
+                    "so long",
+                    MachineError.exit_code,
+                )
+            finally:
+                os._exit(MachineError.exit_code)

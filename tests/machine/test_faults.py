@@ -97,7 +97,7 @@ def start(body: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
-        said, words = process.communicate("\n", timeout=60)
+        said, words = process.communicate("\n", timeout=20)
     finally:
         process.kill()
     return process.returncode, said, words
@@ -110,6 +110,22 @@ def test_it_settles_and_ends_what_waits_in_c() -> None:
     stuck, stopped = map(json.loads, words.splitlines())
     assert (stuck["event"], stopped["event"], stopped["exit_code"]) == ("stuck", "stopped", MACHINE)
     assert "--step-timeout" in words
+
+
+def test_it_ends_what_waits_in_c_although_settling_fails() -> None:
+    code, said, words = finish(
+        start("""
+            def settle(cause):
+                raise RuntimeError("can't start new thread")
+
+            with Watchdog(LIMIT, settle) as dog, dog.watching():
+                hang()
+        """)
+    )
+    assert (code, said) == (MACHINE, "")
+    _, failed, stopped = map(json.loads, words.splitlines())
+    assert (failed["event"], failed["error"]) == ("settle_failed", "RuntimeError")
+    assert (stopped["event"], stopped["exit_code"]) == ("stopped", MACHINE)
 
 
 def test_steps_and_batches_keep_it_quiet_and_so_does_what_is_not_watched() -> None:
