@@ -84,6 +84,15 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents so that their names survive a power loss."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync(folder.parent)
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Write a new file whose content survives a power loss.
 
@@ -146,12 +155,13 @@ def exclusive(path: Path, timeout_seconds: float = float("inf")) -> Iterator[Non
 def scratch(parent: Path) -> Iterator[Path]:
     """Make a new folder in `parent` (itself made if missing), and remove it with its content afterwards.
 
-    It is on its parent's file system, so that a rename out of it is atomic. The next call removes the folders
+    It is on its parent's file system, so that a rename out of it is atomic; the parent's name survives a
+    power loss. The next call removes the folders
     that killed processes left: here, those whose file ALIVE nobody has locked; of other machines, whose locks
     may not be seen here, those in which nothing has changed for ABANDONED_SECONDS either. Raises
     TransientError for a folder that was removed nevertheless.
     """
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     _sweep(parent)
     folder, descriptor = _new_locked_folder(parent)
     try:
@@ -166,11 +176,15 @@ def scratch(parent: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, with the folders above it; raises JobError where that fails."""
+    """Write a file, with the folders above it, whole or not at all, also after a power loss.
+
+    Raises JobError where that fails.
+    """
     try:
         with scratch(path.parent) as work:
-            (work / "file").write_bytes(data)
+            write_durably(work / "file", data)
             (work / "file").replace(path)
+        fsync(path.parent)
     except OSError as error:
         raise explain(error, path) from error
 

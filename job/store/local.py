@@ -12,7 +12,16 @@ from pathlib import Path
 
 from job.errors import ConfigurationError, MachineError
 from job.store.base import AbsentError, ConflictError, Entry, Item, Part, check_key, is_key
-from job.store.files import exclusive, explain, fsync, open_regular, scratch, sha256_of, write_durably
+from job.store.files import (
+    exclusive,
+    explain,
+    fsync,
+    make_folder,
+    open_regular,
+    scratch,
+    sha256_of,
+    write_durably,
+)
 
 LOCK = ".lock"
 LOCK_TIMEOUT_SECONDS = 10.0
@@ -106,7 +115,7 @@ class LocalStore:
                 fsync(new)
             else:
                 write_durably(new, data)
-            _make_folder(path.parent)
+            make_folder(path.parent)
             with self._locked():
                 if path.is_dir():  # it exists and cannot be read: a retry would not help
                     raise ConfigurationError(f"{path} is a folder", "Remove it, or choose another folder")
@@ -139,15 +148,6 @@ class LocalStore:
                 ) from error
             raise explain(error, self._root / key) from error
         self._has_written = True
-
-
-def _make_folder(folder: Path) -> None:
-    """Make `folder` and its parents so that their names survive a power loss."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    fsync(folder.parent)
 
 
 def _raise_unless_absent(error: OSError) -> None:

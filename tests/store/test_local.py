@@ -21,7 +21,7 @@ from job.run.checkpoints import Checkpoints
 from job.run.records import Worker
 from job.store import files, local
 from job.store.base import AbsentError, ConflictError, TransientError
-from job.store.files import exclusive, explain, scratch, write_durably
+from job.store.files import exclusive, explain, scratch, write_durably, write_whole
 from job.store.local import LocalStore
 from tests.disks import read_only_later, tiny_disk, two_machines
 from tests.limits import without_locks
@@ -93,6 +93,33 @@ def test_a_full_disk_is_the_machines_fault_and_keeps_what_was_there(tmp_path: Pa
         assert store.get("a").data == b"old"
         assert not list(disk.glob(f"{files.SCRATCH_PREFIX}*"))
         store.put("a", b"new")
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files and folders that are flushed to the disk."""
+    paths: list[Path] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        paths.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    return paths
+
+
+def test_the_name_of_a_new_run_survives_a_power_loss(tmp_path: Path, flushed: list[Path]) -> None:
+    LocalStore(tmp_path / "runs" / "first").put("claims/1", b"x")
+    assert {tmp_path, tmp_path / "runs", tmp_path / "runs" / "first"} <= set(flushed)
+
+
+def test_a_file_that_is_written_whole_survives_a_power_loss(tmp_path: Path, flushed: list[Path]) -> None:
+    path = tmp_path / "new" / "net.onnx"
+    write_whole(path, b"x")
+    assert [kept.name for kept in flushed] == [tmp_path.name, "file", "new"]
+    write_whole(path, b"y")
+    assert path.read_bytes() == b"y"
 
 
 @pytest.mark.parametrize("block", [4096, 1])  # with 1 the kernel refuses the end of most, written directly
