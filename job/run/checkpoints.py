@@ -7,6 +7,7 @@ then manifest, then HEAD, so whatever HEAD names is whole. The keys are those of
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 from job import events
 from job.errors import ConfigurationError, DataError, FencedError, JobError
 from job.run import claims, manifests, records
-from job.run.lineage import REFUSED, Turn, lineage
+from job.run.lineage import REFUSED, Turn, lineage, reason_of
 from job.run.manifests import KEPT, Checkpoint, Pruner, named
 from job.run.records import Claim, End, Head, Manifest, Metrics, StoredObject, Worker
 from job.store.base import ConflictError, Store
 
 MAX_REASON = 1000  # characters of an attempt's end
+END_SECONDS = 5.0  # that recording the reason of a failure may take
 
 
 class Checkpoints:
@@ -72,17 +74,18 @@ class Checkpoints:
         An attempt that still runs is stopped by its next commit. `check` may refuse the newest checkpoint.
         Raises DataError when there are checkpoints and none verifies (HEAD stays as it is),
         ConfigurationError when the run is of another fingerprint, FencedError when a newer attempt has it,
-        and what `check` raises.
+        and what `check` raises; whatever it raises is recorded as the attempt's end.
         """
         claim = claims.take_next(store, secrets.token_hex(8), worker)
         self = cls(store, fingerprint, claim, check)
         try:
             checkpoint = self._take_over()
-        except (DataError, ConfigurationError, FencedError):
-            self.end(REFUSED)
+            self._claim = claim.model_copy(update={"resumed": self._position})
+            claims.save(store, self._claim)
+        except BaseException as error:
+            refused = isinstance(error, (DataError, ConfigurationError, FencedError))
+            self.end_within(END_SECONDS, REFUSED if refused else reason_of(error))
             raise
-        self._claim = claim.model_copy(update={"resumed": self._position})
-        claims.save(store, self._claim)
         return self, checkpoint
 
     def commit(
@@ -128,6 +131,18 @@ class Checkpoints:
         end = End(reason=events.printable(reason)[:MAX_REASON], ended=records.now(), position=self._position)
         self._claim = self._claim.model_copy(update={"end": end})
         claims.save(self._store, self._claim)
+
+    def end_within(self, seconds: float, reason: str) -> None:
+        """Record why this attempt fails, unless the store fails too or takes longer than `seconds`."""
+
+        def end() -> None:
+            with suppress(JobError):  # the attempt's own error is the one to raise
+                self.end(reason)
+
+        ending = threading.Thread(target=end, name="end", daemon=True)
+        with suppress(RuntimeError):  # no thread is left
+            ending.start()
+            ending.join(seconds)
 
     def attempts(self) -> list[Turn]:
         """Return all attempts so far."""

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from job import events
-from job.errors import ConfigurationError, DataError, JobError, MachineError
+from job.errors import (
+    ConfigurationError,
+    DataError,
+    FencedError,
+    JobError,
+    MachineError,
+    PreemptedError,
+)
 from job.recipe import Recipe
 from job.run import claims, layout
 from job.run.records import Beat, Claim, Worker
@@ -82,6 +89,15 @@ class Turn:
             device=self.worker.device,
             **({} if processes is None else {"processes": processes}),
         )
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the reason that an attempt's claim records where `error` ends it."""
+    if isinstance(error, FencedError):
+        return "fenced"
+    if isinstance(error, PreemptedError):
+        return "preempted"
+    return f"failed: {error.message if isinstance(error, JobError) else type(error).__name__}"
 
 
 def to_report(store: Store, turns: list[Turn], checkpoints: int) -> Lineage:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from job.errors import DataError
+from job.errors import ConfigurationError, DataError
 from job.run import layout
 from job.run.documents import Document, Record, mistyped
 from job.store.base import Store
@@ -51,6 +51,16 @@ Scalar = Annotated[int, Field(ge=0, lt=2**64)] | float | bool | Text | None
 Fields = Annotated[dict[Annotated[str, Field(max_length=64)], Scalar], Field(max_length=64)]
 
 
+def require_storable(size: int) -> None:
+    """Raise ConfigurationError for a training state of more bytes than a checkpoint may hold."""
+    if size > MAX_CHECKPOINT_BYTES:
+        raise ConfigurationError(
+            f"the training state takes {size / 1e9:.1f} GB, and a checkpoint holds "
+            f"{MAX_CHECKPOINT_BYTES / 1e9:.1f} GB",
+            "Choose a smaller --width or --depth",
+        )
+
+
 class StoredObject(Record):
     """Where an object lies, its SHA-256 and its size in bytes."""
 
@@ -60,7 +70,8 @@ class StoredObject(Record):
 
     @classmethod
     def of(cls, data: builtins.bytes, generation: int, owner: str) -> StoredObject:
-        """Return where that attempt keeps `data`."""
+        """Return where that attempt keeps `data`; ConfigurationError for more than a checkpoint may hold."""
+        require_storable(len(data))
         sha256 = hashlib.sha256(data).hexdigest()
         return cls(key=layout.stored(generation, owner, sha256), sha256=sha256, bytes=len(data))
 

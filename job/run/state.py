@@ -141,6 +141,13 @@ def largest(network: Mapping[str, Tensor]) -> int:
     return COPIES * sum(tensor.nbytes for tensor in network.values()) + SLACK_BYTES
 
 
+def smallest(network: nn.Module) -> int:
+    """Return how many bytes the tensors in a state of a training of `network` take; copies nothing."""
+    weights: int = sum(parameter.nbytes for parameter in network.parameters())
+    buffers: int = sum(buffer.nbytes for buffer in network.buffers())
+    return COPIES * weights + buffers
+
+
 def _check_archive(data: bytes, most: int) -> None:
     """Raise DataError unless `data` is a zip file of that size whose members are not compressed."""
     try:

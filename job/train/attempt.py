@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,27 +11,26 @@ from pathlib import Path
 from torch import nn
 
 from job import events
-from job.errors import ConfigurationError, FencedError, JobError, MachineError, PreemptedError
+from job.errors import ConfigurationError, MachineError, PreemptedError
 from job.machine.device import HARDWARE
 from job.machine.environment import revision
 from job.machine.notices import NoticePoller
 from job.machine.preemption import Preemption
 from job.run import claims, layout, records
-from job.run.checkpoints import Checkpoints
-from job.run.lineage import FINISHED, Turn, report_drift, report_lost_attempt, to_report
+from job.run.checkpoints import END_SECONDS, Checkpoints
+from job.run.lineage import FINISHED, Turn, reason_of, report_drift, report_lost_attempt, to_report
 from job.run.manifests import Checkpoint
 from job.run.outputs import Copy, History, Run
 from job.run.records import Worker
 from job.run.report import Lineage
 from job.run.saver import Saver, Unsaved
-from job.run.state import TrainingState, largest
+from job.run.state import TrainingState, largest, smallest
 from job.settings import AttemptSettings
 from job.store.retry import patiently
 from job.train.summary import finished_outputs
 
 MAX_TEXT = 1000  # characters of what an attempt says of itself
 NONE_GOOD = "no checkpoint of this attempt came before"
-END_SECONDS = 5.0  # that recording the reason of a failure may take
 FIRST_NOTICE_SECONDS = 2.0  # that a start waits at most for a cloud to say that the machine is going
 
 
@@ -86,9 +84,11 @@ class Attempt:
         """Take the run over for the block, and record the attempt's end when the block ends.
 
         `network` bounds the state that is read; `cache` keeps one that the store does not take; `processes`
-        is how many share the work, where it can be shared. Raises
-        PreemptedError where the machine is about to go, and what `Checkpoints.claim` and the block raise.
+        is how many share the work, where it can be shared. Raises ConfigurationError for a network whose
+        state no checkpoint can hold, PreemptedError where the machine is about to go, and what
+        `Checkpoints.claim` and the block raise.
         """
+        records.require_storable(smallest(network))
         about = {"host": socket.gethostname(), "git": revision(), **machine}
         described = {name: text and events.printable(text)[:MAX_TEXT] for name, text in about.items()}
         worker = Worker.parse(
@@ -141,24 +141,11 @@ class Attempt:
         saved_last = isinstance(error, PreemptedError) and self.saver.started
         if self.checkpoints.ended or saved_last or isinstance(error, MachineError) or not self.saver.idle():
             return
-        if isinstance(error, FencedError):
-            reason = "fenced"
-        elif isinstance(error, PreemptedError):
-            reason = "preempted"
-        else:
-            reason = f"failed: {error.message if isinstance(error, JobError) else type(error).__name__}"
-        self.end(reason)
+        self.end(reason_of(error))
 
     def end(self, reason: str) -> None:
         """Record why the attempt ends, unless the store takes longer than END_SECONDS."""
-
-        def end() -> None:
-            with contextlib.suppress(JobError):  # the attempt's own error is the one to raise
-                self.checkpoints.end(reason)
-
-        ending = threading.Thread(target=end, name="end", daemon=True)
-        ending.start()
-        ending.join(END_SECONDS)
+        self.checkpoints.end_within(min(END_SECONDS, self.preemption.remaining()), reason)
 
     def lineage(self) -> Lineage:
         """Return the report's lineage section, with this attempt as finished, once all is saved."""

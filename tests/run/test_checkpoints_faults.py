@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,9 +15,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from job.errors import MachineError
+from job.errors import ConfigurationError, MachineError, PreemptedError
+from job.run import checkpoints, layout
+from job.run.checkpoints import Checkpoints
+from job.run.lineage import lineage
+from job.run.records import Worker
 from job.store import Store, open_store
-from job.store.base import ConflictError, TransientError
+from job.store.base import ConflictError, Part, TransientError
 from tests.run.checkpoint_runs import (
     claim,
     commit,
@@ -257,3 +262,59 @@ def _commit_forever(store: Store, pipe: int) -> None:
         position += 1
         commit(run, position)
         os.write(pipe, struct.pack("<I", position))
+
+
+class Failing:
+    """A store that does something else in a method, for keys of one folder."""
+
+    def __init__(self, inner: Store, **instead: Any) -> None:
+        self._inner, self._instead = inner, instead
+
+    def __getattr__(self, name: str) -> Any:
+        return self._instead.get(name) or getattr(self._inner, name)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PreemptedError("stopped by SIGTERM"), "preempted"),
+        (ConfigurationError("no locks"), "refused"),
+        (MachineError("the disk is full"), "failed: the disk is full"),
+        (MemoryError(), "failed: MemoryError"),
+    ],
+)
+def test_what_stops_a_claim_while_its_checkpoint_loads_is_its_end(
+    local: Store, error: BaseException, reason: str
+) -> None:
+    write_run(local, 1)
+
+    def get_range(key: str, offset: int, length: int) -> Part:
+        if key.startswith(layout.OBJECTS):
+            raise error
+        return local.get_range(key, offset, length)
+
+    with pytest.raises(type(error)) as caught:
+        claim(Failing(local, get_range=get_range))
+    assert caught.value is error
+    assert [turn.reason for turn in lineage(local)] == ["vanished", reason]
+
+
+@pytest.mark.parametrize("fault", ["fails", "hangs"])
+def test_a_store_that_takes_no_end_neither_replaces_the_error_nor_delays_it(
+    local: Store, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(local, 1)
+    monkeypatch.setattr(checkpoints, "END_SECONDS", 0.2)
+    resume = threading.Event()
+
+    def put(key: str, data: bytes) -> None:
+        if fault == "hangs":
+            resume.wait(20)
+        raise TransientError("no answer")
+
+    worker, failing = Worker(), Failing(local, put=put)
+    began = time.monotonic()
+    with pytest.raises(ConfigurationError, match="of recipe"):
+        Checkpoints.claim(failing, "ba9876543210", worker)
+    resume.set()
+    assert time.monotonic() - began < 10

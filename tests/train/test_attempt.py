@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from job.errors import ConfigurationError, DataError, FencedError, JobError
 from job.machine.preemption import Preemption
@@ -119,6 +120,22 @@ def test_whatever_ends_the_block_is_the_attempts_end(
     with pytest.raises(type(error)), claim():
         raise error
     assert reasons(store) == [reason]
+
+
+def test_a_network_whose_state_no_checkpoint_holds_is_refused_before_the_claim(
+    store: Store, tmp_path: Path
+) -> None:
+    run = Run.open(store, RECIPE)
+    with torch.device("meta"):  # 4 GiB and more without their memory
+        network = wide_resnet(28, 40, 100)
+    message = r"takes 7\.0 GB, .*holds 4\.3 GB.*--width or --depth"
+    with (
+        pytest.raises(ConfigurationError, match=message) as caught,
+        Attempt.claim(run, network, MACHINE, AttemptSettings(), tmp_path / "cache", Preemption(30)),
+    ):
+        pytest.fail("it was claimed")
+    assert caught.value.exit_code == 78
+    assert claims.generations(store) == []
 
 
 def test_a_start_reads_the_newest_claim_alone(
