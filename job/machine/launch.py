@@ -26,6 +26,9 @@ AUTO = "auto"
 LOOPBACK = "127.0.0.1"
 AGENT = "MICRONET_AGENT_PID"  # the agent's number, for the processes that it starts
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What torchrun's agent passes on by default; it would handle those that `nohup` has it ignore, too."""
+
 CRASHES = (signal.SIGSEGV, signal.SIGILL, signal.SIGFPE)
 
 NODES, MEETING_PLACE, MEETING, LOCAL_ADDRESS = (
@@ -131,6 +134,8 @@ def run(count: int, arguments: Sequence[str], grace_seconds: float, preemption: 
 
     logging.disable()  # of the agent's own: each process logs why it ends
     os.environ[AGENT] = str(os.getpid())
+    heard = [number for number in AGENT_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(number.name for number in heard))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # without a stack trace for each process that ends
     nodes = machines()
     if nodes == 1:
@@ -171,12 +176,20 @@ def job_code(codes: Mapping[int, int]) -> int:
     first = next((row.code for row in BEFORE_OTHERS if row.code in ended), MachineError.exit_code)
     if first not in (PreemptedError.exit_code, MachineError.exit_code) or not min(ended) < 0:
         return first
-    rank, number = next((rank, signal.Signals(-code)) for rank, code in codes.items() if code < 0)
-    if number is signal.SIGTERM:
+    rank, number = next((rank, -code) for rank, code in codes.items() if code < 0)
+    if number == signal.SIGTERM:
         return PreemptedError.exit_code
     if number in CRASHES:
-        raise JobError(f"process {rank} has crashed with {number.name}", "Report it")
+        raise JobError(f"process {rank} has crashed with {_signal_name(number)}", "Report it")
     raise MachineError(
-        f"process {rank} was ended by {number.name}",
+        f"process {rank} was ended by {_signal_name(number)}",
         "Run the same command again; a machine that is out of memory sends SIGKILL",
     )
+
+
+def _signal_name(number: int) -> str:
+    """Return a signal's name; most of the real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,4 +1,4 @@
-"""Stopping from outside: SIGTERM, SIGINT and a notice become one PreemptedError, raised at a safe place."""
+"""Stopping from outside: SIGTERM, SIGINT, SIGHUP and a notice become one PreemptedError at a safe place."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Preemption:
     A signal raises PreemptedError at once, between two bytecodes; inside `deferred`, at the exit of the
     outermost block. A signal raises it only once: a save in an `except PreemptedError:` block is never
     interrupted, whatever signals arrive and whatever it defers. `check` raises each time, in case third-party
-    code swallowed the first (`except:`, a `__del__`). PreemptedError is no Exception, as KeyboardInterrupt is
-    none: botocore turns any Exception into a connection error, which is retried.
+    code swallowed the first (`except:`, a `__del__`). PreemptedError derives from BaseException, like
+    KeyboardInterrupt: botocore turns any Exception into a connection error, which is retried.
 
     A second signal ends the process at once with 75, and so does the end of the grace. A thread does that: a
     main thread in native code, such as a call of a hung driver, runs no handler. It also wakes a main thread
@@ -49,14 +49,15 @@ class Preemption:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGINT; after the block they are only noted, since the exit code is decided.
+        """Handle SIGTERM, SIGINT and SIGHUP; after the block they are only noted: the exit code is decided.
 
-        Enter it inside the `try` that maps errors to exit codes. SIGINT stays ignored where it was
-        (`command &` in a script).
+        Enter it inside the `try` that maps errors to exit codes. SIGINT and SIGHUP stay ignored where they
+        were (`command &` in a script, `nohup command`).
         """
         handlers = {signal.SIGTERM: self._on_signal}
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            handlers[signal.SIGINT] = self._on_signal
+        for number in (signal.SIGINT, signal.SIGHUP):  # the second comes when the terminal is closed
+            if signal.getsignal(number) != signal.SIG_IGN:
+                handlers[number] = self._on_signal
         previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (*handlers, WAKE)}
 
         def restore() -> None:

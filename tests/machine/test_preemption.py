@@ -1,5 +1,6 @@
 """Real processes, stopped by real signals."""
 
+import itertools
 import re
 import signal
 import subprocess
@@ -101,8 +102,9 @@ WAITS = {
 }
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize(
+    ("wait", "name"), [*itertools.product(WAITS, ["SIGTERM", "SIGINT"]), ("sleep", "SIGHUP")]
+)
 def test_a_signal_is_raised_at_once(script: Start, wait: str, name: str) -> None:
     one = script(
         "import subprocess\n"
@@ -490,11 +492,12 @@ def test_started_programs_have_the_default_handlers(script: Start) -> None:
     assert one.line() == "0 (0.0, 0.0)"
 
 
-def test_interrupts_stay_ignored_in_the_background(script: Start) -> None:
-    """`micronet train &` in a script: the terminal's Ctrl-C is for somebody else."""
-    one = script("say('ready')\ntime.sleep(60)", command=("sh", "-c", 'trap "" INT; exec "$@"', "sh"))
+@pytest.mark.parametrize("name", ["INT", "HUP"])
+def test_signals_stay_ignored_in_the_background(script: Start, name: str) -> None:
+    """`micronet train &` in a script: the terminal's Ctrl-C is for somebody else; `nohup micronet train`."""
+    one = script("say('ready')\ntime.sleep(60)", command=("sh", "-c", f'trap "" {name}; exec "$@"', "sh"))
     assert one.line() == "ready"
-    one.kill(signal.SIGINT)
+    one.kill(getattr(signal, f"SIG{name}"))
     time.sleep(0.2)
     assert one.process.poll() is None
     one.kill(signal.SIGTERM)

@@ -60,10 +60,17 @@ def end(child: Child, disturb: Callable[[list[int], int], None]) -> int:
     return code
 
 
+def hang_up(*processes: int) -> None:
+    """Send what closing their terminal sends."""
+    for process in processes:
+        os.kill(process, signal.SIGHUP)
+
+
 ENDS = {
     "process 1 is killed": lambda started, agent: os.kill(started[1], signal.SIGKILL),
     "the agent is stopped": lambda started, agent: os.kill(agent, signal.SIGTERM),
     "the agent is killed": lambda started, agent: os.kill(agent, signal.SIGKILL),
+    "the terminal is closed": lambda started, agent: hang_up(*started, agent),
     "process 0 is killed": lambda started, agent: os.kill(started[0], signal.SIGKILL),
 }
 EXPECTED = {
@@ -71,6 +78,7 @@ EXPECTED = {
     "the agent is stopped": (PREEMPTED, "durable is epoch"),
     "the agent is killed": (-signal.SIGKILL, "durable is epoch"),
     "process 0 is killed": (MACHINE, "process 0 was ended by SIGKILL"),
+    "the terminal is closed": (PREEMPTED, "durable is epoch"),
 }
 
 
@@ -108,7 +116,7 @@ def weights(run: Path) -> bytes:
 def test_a_run_ends_with_the_same_bits_after_each_end_of_its_agent(
     options: list[str], tmp_path: Path
 ) -> None:
-    bits_after(list(ENDS)[:3], options, tmp_path / "run", forked.started)
+    bits_after(list(ENDS)[:4], options, tmp_path / "run", forked.started)
 
 
 @pytest.mark.soak
