@@ -27,7 +27,7 @@ def environment() -> dict[str, str | None]:
         "micronet": VERSION,
         "git": revision(),
         "code": source_hash(),
-        "image": os.environ.get("MICRONET_IMAGE"),
+        "image": os.environ.get("MICRONET_IMAGE") or None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "fastai": version("fastai"),

@@ -120,10 +120,12 @@ class Group:
         with _explained():
             distributed.all_gather_object(texts, json.dumps(mine), group=self._reach.patient)
         for rank, text in enumerate(texts if self.first else ()):
-            for name, value in json.loads(text).items():
-                if value != mine[name]:
+            theirs = json.loads(text)
+            for name in {**mine, **theirs}:
+                if theirs.get(name) != mine.get(name):
                     raise ConfigurationError(
-                        f"process {rank} differs from process 0 in {name}: {value}, not {mine[name]}",
+                        f"process {rank} differs from process 0 in {name}: {theirs.get(name)}, not "
+                        f"{mine.get(name)}",
                         "Use equal GPUs and machines, the same code and the same options",
                     )
 

@@ -11,6 +11,7 @@ import torch
 from job.errors import ConfigurationError
 from job.machine import device as devices
 from job.machine.device import pick, require_ieee
+from job.machine.environment import environment
 from job.run.lineage import drift
 from job.run.records import Worker
 
@@ -108,3 +109,11 @@ def test_a_gpu_of_another_size_is_drift_but_not_where_the_older_attempt_lacks_it
 
 def test_a_processor_has_no_compute_capability() -> None:
     assert devices.machine(torch.device("cpu"))["compute_capability"] is None
+
+
+@pytest.mark.parametrize(("stated", "image"), [("", None), ("registry/net:1", "registry/net:1")])
+def test_an_image_that_its_build_did_not_name_is_unknown(
+    stated: str, image: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MICRONET_IMAGE", stated)
+    assert environment()["image"] == image

@@ -201,6 +201,18 @@ def test_unequal_machines_are_refused_before_the_first_step(options: list[str], 
     assert not (tmp_path / "recipe.json").exists()
 
 
+def test_a_process_that_compares_one_thing_more_is_refused(options: list[str], tmp_path: Path) -> None:
+    """As that of a newer version does."""
+    newer = (
+        "from job.machine import device as devices\nolder = devices.machine\n"
+        "if rank == 1: devices.machine = lambda device, older=older: {**older(device), 'newer': 'x'}"
+    )
+    with together(2, ["--run", tmp_path, *options], before=newer) as children:
+        assert children[0].end() == CONFIGURATION, children[0].last_words()
+        assert children[1].end() == MACHINE
+    assert "process 1 differs from process 0 in newer: x, not None" in children[0].last_words()
+
+
 def test_a_port_that_is_taken_is_named(options: list[str], tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
