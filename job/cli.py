@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
-from job.errors import JobError, MachineError, PreemptedError
+from job.errors import NO_THREAD, JobError, MachineError, PreemptedError
 from job.machine import process
 from job.machine.preemption import Preemption
 
@@ -52,7 +52,7 @@ def _shortage(error: Exception) -> MachineError | None:
             return MachineError(
                 f"{error.filename or 'the machine'}: {error.strerror}", "Free some, or use another machine"
             )
-    if isinstance(error, RuntimeError) and str(error) == process.NO_THREAD:
+    if isinstance(error, RuntimeError) and str(error) == NO_THREAD:
         return process.too_few_threads()
     return None
 

@@ -56,6 +56,12 @@ RETRYABLE = tuple(row.code for row in TABLE + BY_SIGNAL if row.action is Action.
 """Codes that deserve another attempt; all others fail at once."""
 
 
+NO_THREAD = "can't start new thread"
+"""The message of Python's RuntimeError for a limit of processes; it has no type of its own."""
+
+NO_THREAD_FIX = "Raise the limit of processes (--pids-limit, ulimit -u)"
+
+
 class ExplainedError(BaseException):
     """Something the user can understand and act on; shown as one line, without a traceback.
 

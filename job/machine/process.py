@@ -10,14 +10,11 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
-from job.errors import MachineError
+from job.errors import NO_THREAD_FIX, MachineError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-
-NO_THREAD = "can't start new thread"
-"""The message of Python's RuntimeError; it has no type of its own."""
 
 FITTED = "MICRONET_FITTED_THREADS"
 """The number of threads that `fit_threads` chose; processes that this one starts inherit it."""
@@ -115,7 +112,7 @@ def cpu_quota(mount: str = "/sys/fs/cgroup") -> float | None:
         try:
             words = " ".join(Path(mount, name).read_text("ascii") for name in names).split()
             quota, period = float(words[0]), float(words[1])
-        except (OSError, ValueError, IndexError):  # "max" is no number
+        except (OSError, ValueError, IndexError):  # "max" is not a number
             continue
         return quota / period if quota > 0 and period > 0 else None
     return None
@@ -123,10 +120,7 @@ def cpu_quota(mount: str = "/sys/fs/cgroup") -> float | None:
 
 def too_few_threads() -> MachineError:
     """Return the error for a limit of processes that leaves no more threads."""
-    return MachineError(
-        "no more threads can be started",
-        "Raise the limit of processes (--pids-limit, ulimit -u)",
-    )
+    return MachineError("no more threads can be started", NO_THREAD_FIX)
 
 
 def require_threads() -> None:

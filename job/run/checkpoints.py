@@ -14,7 +14,7 @@ from typing import Any
 
 from job import events
 from job.errors import ConfigurationError, DataError, FencedError, JobError
-from job.run import claims, manifests, records
+from job.run import claims, documents, manifests, records
 from job.run.lineage import REFUSED, Turn, lineage, reason_of
 from job.run.manifests import KEPT, Checkpoint, Pruner, named
 from job.run.records import Claim, End, Head, Manifest, Metrics, StoredObject, Worker
@@ -25,7 +25,7 @@ END_SECONDS = 5.0  # that recording the reason of a failure may take
 
 
 class Checkpoints:
-    """An attempt's hold on a run. For one thread at a time."""
+    """Commits the checkpoints of the attempt that owns a run. For one thread at a time."""
 
     def __init__(
         self, store: Store, fingerprint: str, claim: Claim, check: Callable[[Manifest], None]
@@ -39,7 +39,7 @@ class Checkpoints:
         self._written: set[str] = set()  # objects that are surely in the store
         self._kept: list[Manifest] = []  # newest first; the first is HEAD's
         self._bad: frozenset[str] = frozenset()
-        self._littered = True  # there may be more in the store than this attempt knows of
+        self._needs_sweep = True  # there may be more in the store than this attempt knows of
 
     @property
     def generation(self) -> int:
@@ -58,7 +58,7 @@ class Checkpoints:
 
     @property
     def ended(self) -> bool:
-        """Whether the attempt's end has been recorded."""
+        """Return whether the attempt's end has been recorded."""
         return self._claim.end is not None
 
     @classmethod
@@ -119,10 +119,10 @@ class Checkpoints:
             self._write(manifest, objects)
             self._move(manifest)
         except BaseException:
-            self._littered = True
+            self._needs_sweep = True
             raise
         self._kept.insert(0, manifest)
-        self._littered |= finished  # a last sweep for what a fenced attempt wrote since the first
+        self._needs_sweep |= finished  # a last sweep for what a fenced attempt wrote since the first
         self._prune()
         return manifest
 
@@ -212,7 +212,8 @@ class Checkpoints:
         try:
             self._store.put_if_absent(manifest.key, encoded)
         except ConflictError:
-            if self._store.get(manifest.key).data != encoded:  # else it is there: the answer was lost
+            # The same content is this attempt's own: the answer was lost.
+            if documents.fetch(self._store, manifest.key).data != encoded:
                 raise
 
     def _swap(self, manifest: Manifest | None) -> None:
@@ -251,12 +252,12 @@ class Checkpoints:
         pruner = Pruner(self._store, self.generation)
         self._kept, dropped = self._kept[:KEPT], self._kept[KEPT:]
         self._written &= named(self._kept)
-        sweep, self._littered = self._littered, True
+        sweep, self._needs_sweep = self._needs_sweep, True
         try:
             if sweep:
                 self._kept = pruner.sweep(self._kept, self._bad)
             else:
                 pruner.drop(dropped, self._kept)
-            self._littered = False
+            self._needs_sweep = False
         except JobError as error:
             events.warn("prune_failed", store=self._store.uri, reason=str(error))

@@ -26,9 +26,6 @@ PROXY = "a proxy's address (HTTPS_PROXY, HTTP_PROXY)"
 REFUSED_SECONDS = 60.0
 """How long a refusal is retried after the same operation was allowed: rotated keys take effect slowly."""
 
-NO_THREAD = "can't start new thread"
-NO_THREAD_FIX = "Raise the limit of processes (--pids-limit, ulimit -u)"
-
 
 @dataclass
 class Answers:
@@ -43,13 +40,13 @@ class Answers:
         self.known = True
         self.send_ids |= has_id
 
-    def foreign(self, verdict: JobError, stranger: JobError) -> DoubtfulError:
+    def not_the_service(self, verdict: JobError, stranger: JobError) -> DoubtfulError:
         """Return the error for an answer that is not the service's; `stranger` if none ever was."""
         if self.known:
             return DoubtfulError(verdict, math.inf)
         return DoubtfulError(stranger, FIRST_ANSWER_SECONDS)
 
-    def judged(self, verdict: JobError, operation: str | None) -> JobError:
+    def doubted_if_allowed_before(self, verdict: JobError, operation: str | None) -> JobError:
         """Return `verdict`, doubted if it refuses an operation that was allowed before."""
         if isinstance(verdict, RefusedError) and operation in self.allowed:
             return DoubtfulError(verdict, REFUSED_SECONDS)

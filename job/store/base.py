@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
-from job.errors import ConfigurationError, DataError, JobError, MachineError, PermissionRefusedError
+from job.errors import FENCED, ConfigurationError, DataError, JobError, MachineError, PermissionRefusedError
 
 MAX_KEY_BYTES = 512
 """S3 and Google allow 1,024 bytes for the key and the store's own prefix together."""
@@ -21,9 +21,6 @@ _SEGMENT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}")
 PROBES = "probes"
 STALE_SECONDS = 3600
 """A probe takes seconds, and S3 refuses clocks that are 15 minutes off: an hour is stale by any clock."""
-
-S3_CONDITIONS = ("If-None-Match", "If-Match")
-GOOGLE_CONDITIONS = ("ifGenerationMatch=0", "ifGenerationMatch")
 
 DANGER = "two attempts could overwrite each other"
 
@@ -53,7 +50,7 @@ class DoubtfulError(TransientError):
 class ConflictError(JobError):
     """The condition of a conditional put does not hold, since someone else has written the key."""
 
-    exit_code = 76
+    exit_code = FENCED.code
 
 
 @dataclass(frozen=True)
@@ -99,6 +96,10 @@ class Store(Protocol):
     @property
     def uri(self) -> str:
         """The address, for people and for `open_store`; contains no secrets."""
+
+    @property
+    def conditions(self) -> tuple[str, str]:
+        """The service's names for the conditions of `put_if_absent` and `put_if_match`, for messages."""
 
     def get(self, key: str) -> Item:
         """Return the whole content; AbsentError when the key is absent."""
@@ -184,7 +185,7 @@ def probe(store: Store) -> None:
 
 def _fault(store: Store, key: str) -> str | None:
     """Return what is wrong with conditional writes, by four writes to a new key; None where they work."""
-    if_absent, if_match = GOOGLE_CONDITIONS if store.uri.startswith("gs://") else S3_CONDITIONS
+    if_absent, if_match = store.conditions
     one, two, three = (f"{key} {number}".encode() for number in (1, 2, 3))
     try:
         first = store.put_if_absent(key, one)

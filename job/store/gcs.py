@@ -11,8 +11,9 @@ from typing import IO
 
 from google.api_core.exceptions import RequestRangeNotSatisfiable
 from google.cloud.storage import Blob, Bucket
+from typing_extensions import override
 
-from job.store.base import AbsentError, ConflictError, Entry, Item, Part, check_key, is_key, sweep
+from job.store.base import AbsentError, ConflictError, Entry, Item, Part, Store, check_key, is_key, sweep
 from job.store.files import open_regular
 from job.store.gcs_client import Connection, ForeignAnswerError
 
@@ -22,7 +23,7 @@ CHUNK_BYTES = 2**25
 ABSENT = 0  # no object has this generation
 
 
-class GoogleStore:
+class GoogleStore(Store):
     """The store contract (see `base.Store`) over `gs://bucket/prefix`; a version is a generation."""
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
@@ -30,19 +31,25 @@ class GoogleStore:
         self._connection = Connection(bucket, self._folder)
 
     @property
+    @override
     def uri(self) -> str:
         """Return `gs://bucket/prefix`."""
         return self._connection.uri
 
+    @property
+    @override
+    def conditions(self) -> tuple[str, str]:
+        return ("ifGenerationMatch=0", "ifGenerationMatch")
+
+    @override
     def get(self, key: str) -> Item:
-        """See `base.Store`."""
         blob = self._blob(key)
         with self._connection.errors("get", key):
             data = blob.download_as_bytes(raw_download=True, **self._connection.limits())
             return Item(data, self._version(blob))
 
+    @override
     def get_range(self, key: str, offset: int, length: int) -> Part:
-        """See `base.Store`."""
         blob, end = self._blob(key), offset + length - 1
         with self._connection.errors("get", key):
             try:
@@ -58,27 +65,27 @@ class GoogleStore:
                 raise ForeignAnswerError(self._connection.response, f"Content-Range {stated!r}")
             return Part(data, self._version(blob), int(served[1]))
 
+    @override
     def put(self, key: str, data: bytes | Path) -> None:
-        """See `base.Store`."""
         if isinstance(data, bytes):
             self._put(key, data)
             return
         with open_regular(data) as file:
             self._put(key, file)
 
+    @override
     def put_if_absent(self, key: str, data: bytes) -> str:
-        """See `base.Store`."""
         return self._put(key, data, ABSENT)
 
+    @override
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
-        """See `base.Store`."""
         check_key(key)
         if not version.isdecimal() or int(version) == ABSENT:
             raise ConflictError(f"{self.uri}/{key} never had the version {version}")
         return self._put(key, data, int(version))
 
+    @override
     def delete(self, key: str) -> None:
-        """See `base.Store`."""
         blob = self._blob(key)
         try:
             with self._connection.errors("delete", key):
@@ -86,8 +93,8 @@ class GoogleStore:
         except AbsentError:
             pass
 
+    @override
     def list(self, folder: str = "") -> list[Entry]:
-        """See `base.Store`."""
         prefix = f"{self._name(folder)}/" if folder else self._folder
         bucket = self._connection.bucket
         with self._connection.errors("list", folder):

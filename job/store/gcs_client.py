@@ -26,7 +26,7 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import parse_url
 
-from job.errors import ConfigurationError, JobError
+from job.errors import NO_THREAD, NO_THREAD_FIX, ConfigurationError, JobError
 from job.store import answers
 from job.store.answers import Answers
 from job.store.base import AbsentError, ConflictError, DoubtfulError, RefusedError, TransientError
@@ -91,7 +91,7 @@ class Connection:
     def bucket(self) -> storage.Bucket:
         """The bucket; a ConfigurationError if it is missing.
 
-        It is asked for at first, since Google's 404 does not tell a missing bucket from an absent key.
+        Checked once, because Google answers 404 both for a missing bucket and for an absent key.
         """
         with self.errors("connect"):
             client = self._client()
@@ -125,9 +125,9 @@ class Connection:
         except ValueError as error:  # of the client for credentials of another cloud of Google's
             raise ConfigurationError(f"{self.uri}: {error}", "Check GOOGLE_CLOUD_UNIVERSE_DOMAIN") from error
         except RuntimeError as error:
-            if str(error) != answers.NO_THREAD:
+            if str(error) != NO_THREAD:
                 raise
-            raise TransientError(f"{self.uri}: {error}", answers.NO_THREAD_FIX) from error
+            raise TransientError(f"{self.uri}: {error}", NO_THREAD_FIX) from error
         finally:
             self._end_deadline()
 
@@ -184,13 +184,13 @@ class Connection:
         if isinstance(error, ForeignAnswerError):
             known = from_google(error, where)
             stranger = ConfigurationError(known.message, f"Check the network and {ENDPOINT}")
-            return self._answers.foreign(known, stranger)
+            return self._answers.not_the_service(known, stranger)
         if isinstance(error, api.NotFound) and self._may_list and operation in ("get", "delete"):
             self._answers.allowed.add(operation)
             return AbsentError(f"there is no {where}")
         if isinstance(error, auth.DefaultCredentialsError):  # also where the metadata service was not reached
             return DoubtfulError(from_google(error, where), answers.FIRST_ANSWER_SECONDS)
-        return self._answers.judged(from_google(error, where), operation)
+        return self._answers.doubted_if_allowed_before(from_google(error, where), operation)
 
 
 def from_google(error: Exception, where: str) -> JobError:
@@ -201,14 +201,14 @@ def from_google(error: Exception, where: str) -> JobError:
         return _from_auth(error, where)
     if isinstance(error, ForeignAnswerError):
         return TransientError(f"{where}: {error}", "Check the network")
-    said = f"{where}: {innermost(error)}"  # an address in the client's own words may be that of an upload
+    message = f"{where}: {innermost(error)}"  # an address in the client's own words may be that of an upload
     if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return ConfigurationError(
-            f"{said}: certificate verify failed", "Name the authority's certificate in REQUESTS_CA_BUNDLE"
+            f"{message}: certificate verify failed", "Name the authority's certificate in REQUESTS_CA_BUNDLE"
         )
     if isinstance(error, ValueError) and not isinstance(error, requests.JSONDecodeError):  # an address's
         return answers.not_a_url(answers.PROXY if _is_endpoint_valid() else ENDPOINT, where)
-    return TransientError(said, "Check the network")
+    return TransientError(message, "Check the network")
 
 
 def _is_endpoint_valid() -> bool:
@@ -224,12 +224,12 @@ def _from_answer(error: Any, where: str) -> JobError:
     response = error.response
     status, document = response.status_code, _error(response)
     message = str(document.get("message") or REASONS.get(status, ""))
-    answer, said = f"{where}: HTTP {status}: {message}", str(document)
+    answer = f"{where}: HTTP {status}: {message}"
     if status == 404:
         return ConfigurationError(f"{where}: there is no such bucket", "Create it, or correct its name")
     if status == 412:
         return ConflictError(f"{where} has been written by someone else")
-    if status >= 500 or status in _TRANSIENT or any(reason in said for reason in _PASSING):
+    if status >= 500 or status in _TRANSIENT or any(reason in str(document) for reason in _PASSING):
         return TransientError(answer, "Try later")
     if status in (401, 403):
         return RefusedError(answer, _ROLE)
@@ -239,11 +239,12 @@ def _from_answer(error: Any, where: str) -> JobError:
 
 
 def _from_auth(error: auth.GoogleAuthError, where: str) -> JobError:
-    said = " ".join(f"{where}: {error}".split()).rstrip(".")
+    message = " ".join(f"{where}: {error}".split()).rstrip(".")
     cut_off = isinstance(error, auth.TransportError) or isinstance(error.__cause__, auth.TransportError)
-    if error.retryable or (cut_off and "status: 4" not in said):  # 404 says that the machine has no identity
-        return TransientError(said, "Check the network and the machine's metadata service")
-    return RefusedError(said, _IDENTITY)
+    # 404 says that the machine has no identity.
+    if error.retryable or (cut_off and "status: 4" not in message):
+        return TransientError(message, "Check the network and the machine's metadata service")
+    return RefusedError(message, _IDENTITY)
 
 
 def _is_download(response: requests.Response) -> bool:
@@ -259,7 +260,7 @@ def _is_document(response: requests.Response) -> bool:
 
 
 def _error(response: requests.Response) -> dict[str, Any]:
-    """Return what an error's answer says of it; nothing where that is no JSON of Google's."""
+    """Return what an error's answer says of it; nothing where that is not JSON of Google's."""
     found = _json(response)
     error = found.get("error") if isinstance(found, dict) else None
     return error if isinstance(error, dict) else {}

@@ -10,8 +10,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from typing_extensions import override
+
 from job.errors import ConfigurationError, MachineError
-from job.store.base import AbsentError, ConflictError, Entry, Item, Part, check_key, is_key
+from job.store.base import AbsentError, ConflictError, Entry, Item, Part, Store, check_key, is_key
 from job.store.files import (
     exclusive,
     explain,
@@ -28,7 +30,7 @@ LOCK_TIMEOUT_SECONDS = 10.0
 """The lock is held for a comparison and a rename; only a writer that is paused holds it longer."""
 
 
-class LocalStore:
+class LocalStore(Store):
     """The store contract (see `base.Store`) over the folder `root`, which the first put makes.
 
     Needs a file system with rename and flock. Machines may share one where each sees the others' locks, as on
@@ -40,45 +42,53 @@ class LocalStore:
         self._has_written = False
 
     @property
+    @override
     def uri(self) -> str:
         """Return the folder's absolute path."""
         return str(self._root)
 
+    @property
+    @override
+    def conditions(self) -> tuple[str, str]:
+        return ("absence", "version")
+
+    @override
     def get(self, key: str) -> Item:
-        """See `base.Store`."""
         with self._reading(key), open_regular(self._path(key)) as file:
             data = file.read()
         return Item(data, hashlib.sha256(data).hexdigest())
 
+    @override
     def get_range(self, key: str, offset: int, length: int) -> Part:
-        """See `base.Store`. Reads the whole file for its version."""
+        """Return a part of a file, all of which is read for its version."""
         with self._reading(key), open_regular(self._path(key)) as file:
             version = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
             file.seek(offset)
             return Part(file.read(length), version, size)
 
+    @override
     def put(self, key: str, data: bytes | Path) -> None:
-        """See `base.Store`."""
         with self._replacing(key, data):
             pass
 
+    @override
     def put_if_absent(self, key: str, data: bytes) -> str:
-        """See `base.Store`."""
         with self._replacing(key, data) as path:
             if path.exists():
                 raise ConflictError(f"{path} exists already")
             return hashlib.sha256(data).hexdigest()
 
+    @override
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
-        """See `base.Store`."""
         with self._replacing(key, data) as path:
             if not path.exists() or sha256_of(path) != version:
                 raise ConflictError(f"{path} has been changed by someone else")
             return hashlib.sha256(data).hexdigest()
 
+    @override
     def delete(self, key: str) -> None:
-        """See `base.Store`. Empty folders stay."""
+        """Remove the file; empty folders stay."""
         with self._writing(key):
             path = self._path(key)
             if path.exists():
@@ -86,8 +96,8 @@ class LocalStore:
                     path.unlink(missing_ok=True)
                 fsync(path.parent)
 
+    @override
     def list(self, folder: str = "") -> list[Entry]:
-        """See `base.Store`."""
         top = self._path(folder) if folder else self._root
         entries = []
         with self._reading(folder):

@@ -14,6 +14,7 @@ from tenacity import (
     wait_random_exponential,
 )
 from tenacity.stop import stop_base
+from typing_extensions import override
 
 from job import events
 from job.store.base import ConflictError, DoubtfulError, Entry, Item, Part, Store, TransientError
@@ -63,7 +64,7 @@ def patiently(
         raise error.verdict from error
 
 
-class RetryingStore:
+class RetryingStore(Store):
     """The store `inner`, each of its calls retried after a TransientError until `budget_seconds` are over.
 
     A call that has started may take longer. A conditional put whose response was lost is recognised by its
@@ -75,36 +76,42 @@ class RetryingStore:
         self._budget_seconds = budget_seconds
 
     @property
+    @override
     def uri(self) -> str:
         """Return the inner store's address."""
         return self.inner.uri
 
+    @property
+    @override
+    def conditions(self) -> tuple[str, str]:
+        return self.inner.conditions
+
+    @override
     def get(self, key: str) -> Item:
-        """See `base.Store`."""
         return self._retry(lambda: self.inner.get(key))
 
+    @override
     def get_range(self, key: str, offset: int, length: int) -> Part:
-        """See `base.Store`."""
         return self._retry(lambda: self.inner.get_range(key, offset, length))
 
+    @override
     def put(self, key: str, data: bytes | Path) -> None:
-        """See `base.Store`."""
         self._retry(lambda: self.inner.put(key, data))
 
+    @override
     def put_if_absent(self, key: str, data: bytes) -> str:
-        """See `base.Store`."""
         return self._retry_conditional(key, data, lambda: self.inner.put_if_absent(key, data))
 
+    @override
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
-        """See `base.Store`."""
         return self._retry_conditional(key, data, lambda: self.inner.put_if_match(key, data, version))
 
+    @override
     def delete(self, key: str) -> None:
-        """See `base.Store`."""
         self._retry(lambda: self.inner.delete(key))
 
+    @override
     def list(self, folder: str = "") -> list[Entry]:
-        """See `base.Store`."""
         return self._retry(lambda: self.inner.list(folder))
 
     def _retry_conditional(self, key: str, data: bytes, put: Callable[[], str]) -> str:
@@ -120,10 +127,10 @@ class RetryingStore:
             except ConflictError:
                 if not maybe_written:
                     raise
-                item = self.inner.get(key)
-                if item.data != data:
+                found = self.inner.get_range(key, 0, len(data) + 1)
+                if found.data != data:
                     raise
-                return item.version
+                return found.version
 
         return self._retry(attempt)
 

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import urllib3
 from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.exceptions import ClientError
+from typing_extensions import override
 
 from job.errors import ConfigurationError, JobError
 from job.store.answers import deadline
@@ -24,6 +25,7 @@ from job.store.base import (
     Entry,
     Item,
     Part,
+    Store,
     check_key,
     is_key,
     sweep,
@@ -51,7 +53,7 @@ class S3Service:
     temporary: bool  # they have a session token, so they expire
 
 
-class S3Store:
+class S3Store(Store):
     """The store contract (see `base.Store`) over `s3://bucket/prefix`; a version is an ETag."""
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
@@ -60,6 +62,7 @@ class S3Store:
         self._connection = Connection(bucket, self._folder)
 
     @property
+    @override
     def uri(self) -> str:
         """Return `s3://bucket/prefix`."""
         return self._connection.uri
@@ -79,15 +82,20 @@ class S3Store:
             or bool(credentials and credentials.token),
         )
 
+    @property
+    @override
+    def conditions(self) -> tuple[str, str]:
+        return ("If-None-Match", "If-Match")
+
+    @override
     def get(self, key: str) -> Item:
-        """See `base.Store`."""
         name = self._name(key)
         with self._connection.errors(key):
             response = self._connection.reader.get_object(Bucket=self._bucket, Key=name)
             return Item(_body(response), _version(response))
 
+    @override
     def get_range(self, key: str, offset: int, length: int) -> Part:
-        """See `base.Store`."""
         name, span = self._name(key), f"bytes={offset}-{offset + length - 1}"
         with self._connection.errors(key):
             try:
@@ -105,33 +113,33 @@ class S3Store:
                 raise ForeignAnswerError(status=206, kind=f"Content-Range {stated!r} for {span}")
             return Part(data, _version(response), int(served[1]))
 
+    @override
     def put(self, key: str, data: bytes | Path) -> None:
-        """See `base.Store`."""
         if isinstance(data, bytes):
             self._put(key, data)
             return
         with open_regular(data) as file:
             self._put(key, file)
 
+    @override
     def put_if_absent(self, key: str, data: bytes) -> str:
-        """See `base.Store`."""
         return self._put(key, data, IfNoneMatch="*")
 
+    @override
     def put_if_match(self, key: str, data: bytes, version: str) -> str:
-        """See `base.Store`."""
         try:
             return self._put(key, data, IfMatch=version)
         except AbsentError as error:  # AWS answers 404 here, others 412
             raise ConflictError(f"{self.uri}/{key} has been deleted by someone else") from error
 
+    @override
     def delete(self, key: str) -> None:
-        """See `base.Store`."""
         name = self._name(key)
         with self._connection.errors(key):
             self._connection.reader.delete_object(Bucket=self._bucket, Key=name)
 
+    @override
     def list(self, folder: str = "") -> list[Entry]:
-        """See `base.Store`."""
         prefix = f"{self._name(folder)}/" if folder else self._folder
         entries = []
         with self._connection.errors(folder):

@@ -23,7 +23,7 @@ from botocore.model import OperationModel
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError, LocationParseError
 
-from job.errors import ConfigurationError, JobError, MachineError
+from job.errors import NO_THREAD, NO_THREAD_FIX, ConfigurationError, JobError, MachineError
 from job.store import answers
 from job.store.answers import Answers
 from job.store.base import AbsentError, ConflictError, DoubtfulError, RefusedError, TransientError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 UNTYPED = {
     "credentials are still expired": "Renew the credentials at their source",
-    answers.NO_THREAD: answers.NO_THREAD_FIX,
+    NO_THREAD: NO_THREAD_FIX,
 }
 """The fix for a RuntimeError of botocore or Python that has no type of its own, by its text."""
 
@@ -164,8 +164,8 @@ class Connection:
         known = from_boto(error, where)
         if isinstance(error, FOREIGN):
             no_s3 = ConfigurationError(known.message, "Check AWS_ENDPOINT_URL_S3 and the bucket's name")
-            return self._answers.foreign(known, no_s3)
-        return self._answers.judged(known, getattr(error, "operation_name", None))
+            return self._answers.not_the_service(known, no_s3)
+        return self._answers.doubted_if_allowed_before(known, getattr(error, "operation_name", None))
 
     def _style(self) -> Style:
         """Return how buckets are addressed: on AWS boto3 knows it, elsewhere the service is tried."""
