@@ -112,7 +112,7 @@ def train(
     else:
         count = launch.resolve(processes, recipe.shards, device)
         if count > 1 or launch.machines() > 1:
-            return launch.run(count, sys.argv[1:], grace, preemption)
+            return launch.run(count, ["-m", "job.cli", *sys.argv[1:]], grace, preemption)
     with preemption.deferred():  # torn imports leave modules that cannot be used
         from job.machine import faults
         from job.train.job import memory_fix

@@ -83,10 +83,12 @@ def require_divisible(shards: int, count: int) -> None:
 
 
 def machines() -> int:
-    """Return how many machines train together; raise ConfigurationError for what is no number of them."""
+    """Return how many machines train together; raise ConfigurationError for what is not a number of them."""
     text = os.environ.get(NODES, "1")
     if not text.isdecimal() or text == "0":
-        raise ConfigurationError(f"{NODES}={text} is no number of machines", f"Unset {NODES}, or correct it")
+        raise ConfigurationError(
+            f"{NODES}={text} is not a number of machines", f"Unset {NODES}, or correct it"
+        )
     if int(text) > 1 and MEETING_PLACE not in os.environ:
         raise ConfigurationError(
             f"{NODES}={text} and no {MEETING_PLACE}", f"Set {MEETING_PLACE}=HOST:PORT to one of the machines"
@@ -121,7 +123,7 @@ def resolve(requested: str, shards: int, device: str) -> int:
 
 
 def run(count: int, arguments: Sequence[str], grace_seconds: float, preemption: Preemption) -> int:
-    """Run this program with `arguments` in `count` processes of each machine; return the job's exit code.
+    """Run Python with `arguments` in `count` processes of each machine; return the job's exit code.
 
     When one fails or the agent gets a signal, all here get SIGTERM, and SIGKILL after `grace_seconds`. Raises
     MachineError where the machines do not meet.
@@ -154,7 +156,7 @@ def run(count: int, arguments: Sequence[str], grace_seconds: float, preemption: 
         shutdown_timeout=math.ceil(grace_seconds),
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "job.cli", *arguments)
+        elastic_launch(config, sys.executable)(*arguments)
     except SignalException:
         return PreemptedError.exit_code
     except ChildFailedError as error:

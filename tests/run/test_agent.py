@@ -207,7 +207,7 @@ def test_so_are_two_torchruns(options: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"PET_NNODES": "two"}, "PET_NNODES=two is no number of machines"),
+        ({"PET_NNODES": "two"}, "PET_NNODES=two is not a number of machines"),
         ({"PET_NNODES": "2"}, "PET_NNODES=2 and no PET_RDZV_ENDPOINT"),
         (
             {"PET_NNODES": "4", "PET_RDZV_ENDPOINT": "127.0.0.1:1"},
