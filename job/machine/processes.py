@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FOR_EVER = timedelta(days=30)
-BEATS, BEAT_SECONDS, POLL_SECONDS = "beats", 1.0, 0.02
+NO_TIMEOUT = timedelta(days=30)
+LIVENESS_KEY, BEAT_SECONDS, POLL_SECONDS = "beats", 1.0, 0.02
 
 Result = TypeVar("Result")
 
@@ -38,17 +38,18 @@ class PeerLostError(MachineError):
 
 
 class Links:
-    """How a process reaches the others, besides the exchange of tensors.
+    """The process groups besides NCCL's.
 
-    By `prompt` none may be silent for the timeout; by `patient` they wait for process 0 as long as it lives.
+    `step_group` fails after the step timeout; `waiting_group` waits for process 0 as long as its liveness
+    counter moves.
     """
 
     def __init__(self, store: Any, timeout: timedelta) -> None:
         from torch.distributed import PrefixStore, new_group  # type: ignore[attr-defined]
 
-        self.prompt: Any = new_group(backend="gloo", timeout=timeout)
-        self.patient: Any = new_group(backend="gloo", timeout=FOR_EVER)
-        self.pulse: Any = PrefixStore("pulse", store)
+        self.step_group: Any = new_group(backend="gloo", timeout=timeout)
+        self.waiting_group: Any = new_group(backend="gloo", timeout=NO_TIMEOUT)
+        self.liveness_store: Any = PrefixStore("pulse", store)
         self.timeout_seconds = timeout.total_seconds()
 
 
@@ -72,7 +73,7 @@ class Group:
             return cls()
         from torch.distributed import init_process_group, rendezvous  # type: ignore[attr-defined]
 
-        timeout = timedelta(seconds=step_timeout) if step_timeout else FOR_EVER
+        timeout = timedelta(seconds=step_timeout) if step_timeout else NO_TIMEOUT
         on_gpu = device.type == "cuda"
         with _explained():
             store, rank, count = next(rendezvous("env://", timeout=timeout))
@@ -92,7 +93,7 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this is process 0, which alone uses the run's store, evaluates and reports."""
+        """Return whether this is process 0, which alone uses the run's store, evaluates and reports."""
         return self.rank == 0
 
     def own(self, shards: int) -> range:
@@ -118,7 +119,7 @@ class Group:
 
         texts = [""] * self.count
         with _explained():
-            distributed.all_gather_object(texts, json.dumps(mine), group=self._reach.patient)
+            distributed.all_gather_object(texts, json.dumps(mine), group=self._reach.waiting_group)
         for rank, text in enumerate(texts if self.first else ()):
             theirs = json.loads(text)
             for name in {**mine, **theirs}:
@@ -147,7 +148,10 @@ class Group:
 
     @contextmanager
     def outliving_first(self) -> Iterator[None]:
-        """Where the block is stopped, wait until process 0 has ended: the agent stops all when one ends."""
+        """Delay a PreemptedError of the block until process 0 has ended.
+
+        torchrun's agent kills all processes when one ends.
+        """
         try:
             yield
         except PreemptedError:
@@ -189,7 +193,9 @@ class Group:
 
         before, given = self._sent, torch.tensor([value])
         with _explained():
-            work = distributed.all_reduce(given, distributed.ReduceOp.MIN, self._reach.prompt, async_op=True)
+            work = distributed.all_reduce(
+                given, distributed.ReduceOp.MIN, self._reach.step_group, async_op=True
+            )
             self._sent = given, work
             if before is None:
                 return math.inf
@@ -201,7 +207,7 @@ class Group:
         from torch import distributed
 
         with _explained():
-            work: Any = distributed.broadcast(content, 0, self._reach.patient, async_op=True)
+            work: Any = distributed.broadcast(content, 0, self._reach.waiting_group, async_op=True)
             beats, seen = 0, time.monotonic()
             while not (self.first or work.is_completed()):
                 time.sleep(POLL_SECONDS)
@@ -217,18 +223,18 @@ class Group:
 
         The store ends with the agent. Process 0 is stopped then too, and needs the others until it has saved.
         """
-        if self._reach.pulse is not None:
+        if self._reach.liveness_store is not None:
             try:
-                return int(self._reach.pulse.add(BEATS, 0))
+                return int(self._reach.liveness_store.add(LIVENESS_KEY, 0))
             except RuntimeError:
-                self._reach.pulse = None
+                self._reach.liveness_store = None
         return 0
 
     def _beat(self) -> None:
         """Show that this process is alive, until the store that shows it is gone."""
         with suppress(RuntimeError):
             while True:
-                self._reach.pulse.add(BEATS, 1)
+                self._reach.liveness_store.add(LIVENESS_KEY, 1)
                 time.sleep(BEAT_SECONDS)
 
     def all_to_all(self, received: Tensor, sent: Tensor) -> Work:
