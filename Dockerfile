@@ -89,7 +89,7 @@ LABEL org.opencontainers.image.title="micronet" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.revision="${REVISION}"
 # /tmp is what a container with a read-only root file system has; USER is asked for where the user has no name.
-# Without the base's own requirement of a driver, one that is too old is refused by the job, which says so.
+# NVIDIA_DISABLE_REQUIRE: the job itself reports a driver that is too old.
 # Hosts without NVIDIA's toolkit mount the driver's libraries at /usr/local/nvidia. PyTorch would compile a few
 # operators with triton that it has kernels for; only --compile is to.
 ENV PATH="/opt/micronet/bin:/opt/venv/bin:${PATH}" \

@@ -25,7 +25,7 @@ find_python() {
       return
     fi
   done
-  fail "${PYTHON:-no command} is no Python 3.11, 3.12 or 3.13. Install one and name it: PYTHON=/path/to/python3.12 ./setup.sh"
+  fail "there is no Python 3.11, 3.12 or 3.13${PYTHON:+: $PYTHON is another}. Install one and name it: PYTHON=/path/to/python3.12 ./setup.sh"
 }
 
 # Debian and Ubuntu ship python3 without the part that makes virtual environments.
@@ -72,7 +72,7 @@ install_extra() {
   local python=$venv/bin/python pip=("$venv/bin/pip" --quiet --disable-pip-version-check install) report packages
   read -ra packages < <("$python" -c 'import sys, tomllib
 print(*tomllib.load(sys.stdin.buffer)["project"]["optional-dependencies"][sys.argv[1]])' "$1" <"$root/pyproject.toml")
-  # pip takes a lock, or names, but no names out of a lock: so it says first what it would install.
+  # pip takes a lock, or names, but no names out of a lock: so a dry run lists them first.
   report=$(mktemp)
   "${pip[@]}" --dry-run --report "$report" "${packages[@]}" \
     --constraint <(sed -n 's/^\([^ ]*==.*\) \\$/\1/p' "$root/requirements-dev.lock") >&2

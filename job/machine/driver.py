@@ -77,9 +77,10 @@ def supported_cuda() -> tuple[int, int] | None:
 
 
 def why_no_gpu(seen: DriverState) -> JobError:
-    """Return the error for a machine without a usable GPU: the one cause that `seen` shows, else all three.
+    """Return the error for a machine without a usable GPU, with the cause that `seen` shows.
 
-    It is a ConfigurationError; a MachineError for a GPU that is there and does not work.
+    Where it shows none, the error names all three possible causes. It is a ConfigurationError; a MachineError
+    for a GPU that is there and does not work.
     """
     if seen.built_for is None:
         return _unusable("this PyTorch is built without CUDA", "Use this project's image, or such a build")

@@ -42,7 +42,7 @@ class MetadataService(Protocol):
 
 
 class EC2:
-    """IMDSv2. A rebalance recommendation announces only a risk and is no notice.
+    """IMDSv2. A rebalance recommendation announces only a risk and is not a notice.
 
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
     """
@@ -55,7 +55,7 @@ class EC2:
         self._token = ""
 
     def present(self) -> bool:
-        """Fetch the session token that only EC2 issues."""
+        """Return whether EC2's metadata service issues a session token, which is kept."""
         if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
             return False
         try:
@@ -127,7 +127,7 @@ class Google:
         self.endpoint = f"http://{host}" if host else LINK_LOCAL
 
     def present(self) -> bool:
-        """Check for the header that all of Google's answers have."""
+        """Return whether the answer has the header that all of Google's have."""
         answer = metadata.ask(self.endpoint, "/", self._headers, timeout=PROBE_SECONDS)
         return answer.headers.get("Metadata-Flavor") == "Google"
 
@@ -160,7 +160,7 @@ class Azure:
         self._machine = ""
 
     def present(self) -> bool:
-        """Fetch the machine's name."""
+        """Return whether Azure's metadata service names the machine; the name is kept."""
         path = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
         answer = metadata.ask(self.endpoint, path, {"Metadata": "true"}, timeout=PROBE_SECONDS)
         if answer.status != 200:
@@ -204,7 +204,7 @@ class NoticePoller:
     """A thread that finds the cloud's metadata service and polls it for a notice every 1 to 5 s.
 
     It ends with the first notice, or at once where there is no service; only `first_answer` waits for it. An
-    answer that cannot be read is no notice: the first is logged as the event `notices_unreadable`.
+    answer that cannot be read is not a notice: the first is logged as the event `notices_unreadable`.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from job.store.base import AbsentError, ConflictError, Store
 
 @dataclass(frozen=True)
 class Seen:
-    """What was found: `head` None says that it is missing or unreadable, `version` None that it is missing.
+    """HEAD as read from the store. `head` is None if it is missing or unreadable, `version` if it is missing.
 
     `problem` is the reason why it is unreadable.
     """
@@ -36,7 +36,10 @@ def read_head(store: Store) -> Seen:
 
 
 def swap_head(store: Store, head: Head, version: str | None) -> str:
-    """Move HEAD from `version` (None: from not being there) and return the new one, else ConflictError."""
+    """Replace HEAD if it still has `version` (None: if it does not exist); return the new version.
+
+    Raises ConflictError where it has another.
+    """
     data = head.encode()
     if version is None:
         return store.put_if_absent(layout.HEAD, data)

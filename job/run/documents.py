@@ -67,7 +67,10 @@ class Document(Record):
 
 
 def fetch(store: Store, key: str, most: int = MAX_BYTES) -> Part:
-    """Return the bytes and version of a small object, and one byte of what is too much."""
+    """Return at most `most` + 1 bytes of an object and its version.
+
+    The extra byte shows that it is too large.
+    """
     return store.get_range(key, 0, most + 1)
 
 
@@ -137,4 +140,4 @@ def _check_plain(content: Any) -> None:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")

@@ -26,7 +26,7 @@ VANISHED, UNREADABLE, REFUSED, FINISHED = "vanished", "unreadable", "refused", "
 """Reasons that are not an attempt's own words, or that others act on."""
 
 OF_ONE_ATTEMPT = ("host", "started", "recipe", "git", "processes")
-"""What a claim says besides what the attempt's bits depend on."""
+"""Fields of a claim that do not affect the result's bits and are not compared for drift."""
 
 HEARTBEAT_SECONDS = 10.0
 """Between two heartbeats of an attempt."""
@@ -182,7 +182,7 @@ def report_drift(last: Claim | None, worker: Worker, hardware: Collection[str], 
 
 
 def report_lost_attempt(last: Claim, position: int) -> None:
-    """Log the attempt before where it ended, or was killed, before it moved the run beyond where it resumed.
+    """Warn if the previous attempt committed no checkpoint beyond the one it resumed from.
 
     `position` is that of the newest checkpoint, 0 where there is none.
     """

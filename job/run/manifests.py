@@ -73,7 +73,7 @@ def load(store: Store, key: str, fingerprint: str) -> Checkpoint:
 
     Raises DataError when something is missing or differs, ConfigurationError for another fingerprint.
     """
-    manifest = _twice(lambda: Manifest.read(store, key))
+    manifest = _retry_once_if_damaged(lambda: Manifest.read(store, key))
     if manifest.fingerprint != fingerprint:
         raise ConfigurationError(
             f"{store.uri} holds a run of recipe {manifest.fingerprint}, not of {fingerprint}",
@@ -81,7 +81,7 @@ def load(store: Store, key: str, fingerprint: str) -> Checkpoint:
         )
     objects = {}
     for name, stored in manifest.objects.items():
-        objects[name] = _twice(partial(_load, store, stored))
+        objects[name] = _retry_once_if_damaged(partial(_load, store, stored))
     return Checkpoint(manifest, objects)
 
 
@@ -92,7 +92,7 @@ def _load(store: Store, stored: StoredObject) -> bytes:
     return data
 
 
-def _twice(verify: Callable[[], T]) -> T:
+def _retry_once_if_damaged(verify: Callable[[], T]) -> T:
     """Try again where bits may have flipped on the way and not in the store."""
     try:
         return verify()
@@ -103,7 +103,7 @@ def _twice(verify: Callable[[], T]) -> T:
 
 
 def _candidates(seen: claims.Seen, listed: list[str]) -> list[str]:
-    """HEAD's manifest, then the others from the newest to the oldest; what is no manifest comes last."""
+    """HEAD's manifest, then the others from the newest to the oldest; what is not a manifest comes last."""
     named = seen.head.manifest if seen.head else None
     others = sorted((key for key in listed if key != named), key=lambda key: layout.order_of(key) or (0, 0))
     return [*([named] if named else []), *reversed(others)]

@@ -77,7 +77,7 @@ class StoredObject(Record):
 
 
 class Metrics(Record):
-    """What a manifest says besides: how many checkpoints the run has had, over all attempts."""
+    """Counters stored with a manifest: the checkpoints committed so far, over all attempts."""
 
     checkpoints: Count = 0
 
@@ -162,7 +162,7 @@ class Manifest(Document):
     def read(cls, store: Store, key: str) -> Self:
         """See `Document`; `key` must be a manifest's."""
         if layout.order_of(key) is None:
-            raise DataError(f"{key} is no manifest's name")
+            raise DataError(f"{key} is not a manifest's name")
         return super().read(store, key)
 
 
@@ -199,7 +199,7 @@ class End(Record):
 
 
 class Claim(Document):
-    """One attempt: whose, what it says of itself, the position it resumed from, and its end if recorded.
+    """A claim: its owner, machine and recipe, the position it resumed from, and its end if recorded.
 
     `resumed` is None until HEAD has been moved to it.
     """

@@ -71,7 +71,7 @@ class Saver:
 
     @property
     def due(self) -> bool:
-        """Whether the interval has passed since the last state was offered."""
+        """Return whether the interval has passed since the last state was offered."""
         return time.monotonic() - self.last_offer >= self.every_seconds
 
     def age(self) -> float | None:
@@ -201,7 +201,7 @@ class Unsaved:
         """Return the file and the furthest state, of at most `most` bytes; None where none is whole."""
         if (self._folder / layout.unsaved_before(self._fingerprint)).exists():
             name = f"{self._store.uri}/{layout.unsaved_before(self._fingerprint)}"
-            events.warn("unsaved_state_ignored", file=name, reason="its name does not say of which run it is")
+            events.warn("unsaved_state_ignored", file=name, reason="its name does not identify its run")
         names = [path.name for path in self._folder.glob(layout.unsaved(self._fingerprint, "*", "*"))]
         kept = {name: layout.keeper_of(name) for name in names}
         self._found = [name for name, keeper in kept.items() if keeper and self._is_attempt(*keeper)]

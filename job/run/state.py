@@ -34,7 +34,7 @@ SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growt
 def _plain(tensor: Tensor) -> Tensor:
     """Refuse a tensor that is larger than its storage, or of a kind that the training has not."""
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        raise ValueError("no plain tensor")
+        raise ValueError("not a plain tensor")
     if tensor.dtype not in (torch.float32, torch.int64, torch.bool):
         raise ValueError(f"a tensor of {tensor.dtype}")
     if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
@@ -199,7 +199,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, states: list[dict[str, Tensor]]) -> None:
-    """Give each parameter its state back, on the parameter's device and in its memory layout.
+    """Restore each parameter's optimizer state, on the parameter's device and in its memory layout.
 
     A fused step on a GPU refuses a `step` on the host. It walks raw memory: moments laid out otherwise than
     their weights are updated wrongly and silently (0.019 off at lr 0.01 after a contiguous save of
