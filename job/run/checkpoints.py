@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from job import events
-from job.errors import ConfigurationError, DataError, FencedError, JobError
+from job.errors import ConfigurationError, DataError, FencedError, JobError, PreemptedError
 from job.run import claims, documents, manifests, records
 from job.run.lineage import REFUSED, Turn, lineage, reason_of
 from job.run.manifests import KEPT, Checkpoint, Pruner, named
@@ -82,7 +82,7 @@ class Checkpoints:
             checkpoint = self._take_over()
             self._claim = claim.model_copy(update={"resumed": self._position})
             claims.save(store, self._claim)
-        except BaseException as error:
+        except (Exception, PreemptedError) as error:
             refused = isinstance(error, (DataError, ConfigurationError, FencedError))
             self.end_within(END_SECONDS, REFUSED if refused else reason_of(error))
             raise
