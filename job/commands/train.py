@@ -130,10 +130,8 @@ def train(
 
 
 def _print(report: Report) -> None:
-    accuracy, score = report.accuracy, report.score
-    rules, note = (
-        (score.official, "the official rules") if report.phases else (score.leaderboard, "as listed")
-    )
+    accuracy, (name, rules) = report.accuracy, report.headline
+    note = "as listed" if name == "leaderboard" else f"the {name} rules"
     click.echo(f"accuracy  {accuracy.final:.4f}  ({accuracy.correct} of {accuracy.total} test images)")
     click.echo(f"score     {rules.score:.5f}  (MicroNet Challenge, {note})")
     uri = events.printable(report.run.uri)

@@ -256,6 +256,14 @@ class Report(Section):
     lineage: Lineage
     environment: Environment
 
+    @property
+    def headline(self) -> tuple[str, RuleSet]:
+        """The rule set, with its name, whose score is shown first.
+
+        `official` after phases, since it alone counts zeros and bits, else `leaderboard`.
+        """
+        return ("official", self.score.official) if self.phases else ("leaderboard", self.score.leaderboard)
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, without what is absent."""
         return self.model_dump(by_alias=True, exclude_unset=True)

@@ -160,7 +160,7 @@ def _standings(runs: Sequence[StoredRun]) -> Standings | None:
     """Return the places of the finished runs on CIFAR-100, the leaderboard's data set."""
     return standings(
         [
-            (label, run.report.score.leaderboard.score, run.report.accuracy.passed)
+            (label, run.report.headline[1].score, run.report.accuracy.passed)
             for label, run in zip(labels(runs), runs, strict=True)
             if run.report and run.on_cifar100
         ]

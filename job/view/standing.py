@@ -82,7 +82,7 @@ QUALIFIED = tuple(entry for entry in ENTRIES if entry.qualified)
 
 
 def place(score: float) -> int:
-    """Return the place, from 1, of a score under the `leaderboard` rules among the qualified entries.
+    """Return the place, from 1, of a run's headline score among the qualified entries.
 
     Compared to the four digits that were listed, so that a run of the reproduced entry's network shares
     its place.
@@ -112,7 +112,7 @@ class Standings:
 
 
 def standings(runs: Sequence[tuple[str, float, bool]]) -> Standings | None:
-    """Place (name, score under the `leaderboard` rules, reached 80 %) of each run; None without one."""
+    """Place (name, headline score, whether it reached 80 %) of each run; None without one."""
     if not runs:
         return None
     rows = [StandingsRow(name, score, passed, marked=True) for name, score, passed in runs]

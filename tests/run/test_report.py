@@ -121,6 +121,12 @@ def test_the_threshold_is_compared_in_whole_images() -> None:
     assert Accuracy.of(4, 5, best).threshold == THRESHOLD == 0.8
 
 
+def test_the_headline_is_the_rule_set_that_counts_what_was_done() -> None:
+    dense, compact = (Report.decode(path.read_bytes(), "report.json") for path in (DENSE, COMPACT))
+    assert dense.headline == ("leaderboard", dense.score.leaderboard)
+    assert compact.headline == ("official", compact.score.official)
+
+
 def test_what_is_no_report_is_refused_by_name(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     assert Report.read(store) is None

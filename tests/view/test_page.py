@@ -205,6 +205,38 @@ def test_the_headline_says_whether_the_run_passes_and_where_it_would_stand(tmp_p
     assert "With 80 % it would be 28th of 29" in missed
 
 
+def cards(html: str) -> dict[str, list[str]]:
+    """Return the text of the paragraphs of each of the headline's cards, by its heading."""
+    section = re.findall(r'<section class="headline".*?</section>', html, re.DOTALL)[0]
+    return {
+        heading: [re.sub(r"<[^>]+>", "", text) for text in re.findall(r"<p[^>]*>(.*?)</p>", card, re.DOTALL)]
+        for heading, card in re.findall(r"<h2>([^<]+)</h2>(.*?)</div>", section, re.DOTALL)
+    }
+
+
+def test_a_compressed_run_is_shown_and_placed_by_its_official_score(tmp_path: Path) -> None:
+    compressed, dense = run(tmp_path / "a", epochs=5, compressed=True), run(tmp_path / "b", epochs=5)
+    html = page.render([compressed])
+    figure, sentence, _ = cards(html)["Score"]
+    assert figure == "0.05430"
+    assert sentence.startswith("Under the official rules, lower is better. It would be 13th of 29")
+    assert '<td class="number">0.0543</td>' in html  # of the leaderboard with this run
+    figure, sentence, _ = cards(page.render([dense]))["Score"]
+    assert figure == "0.46347"
+    assert sentence.startswith("Under the leaderboard rules, lower is better.")
+    both = page.render([compressed, dense])
+    assert re.findall(r'<td class="number">([\d.]+) <small>(\w+)</small></td>', both) == [
+        ("0.05430", "official"),
+        ("0.46347", "leaderboard"),
+    ]
+
+
+def test_the_time_of_a_run_is_shown_where_it_is_known(tmp_path: Path) -> None:
+    one = run(tmp_path, epochs=5)
+    assert cards(page.render([one]))["Time"][0] == "10 h 42 min"
+    assert cards(page.render([altered(one, {"training.wall_seconds": None})]))["Time"][0] == "not known"
+
+
 def test_a_place_is_given_on_the_leaderboards_own_data_only(tmp_path: Path) -> None:
     html = page.render([not_cifar100(run(tmp_path, epochs=5, accuracy=0.9))])
     assert "Reaches the challenge" not in html
