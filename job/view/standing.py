@@ -76,6 +76,8 @@ ENTRIES = (
 MAX_PARAMETERS = 200e6  # a forged recipe must not make a network that fills the memory
 MAX_DEPTH, MAX_WIDTH = 1000, 100
 
+INPUT_SHAPE = [3, 32, 32]  # that a run of this program trains on; the cost of another has no bound
+
 SMALLEST = 1e-6  # score that is drawn
 
 QUALIFIED = tuple(entry for entry in ENTRIES if entry.qualified)
@@ -172,11 +174,11 @@ def shares(report: Report, recipe: dict[str, Scalar], classes: int) -> list[Bloc
             size = sum(parameter.numel() for parameter in wide_resnet(depth, width, classes).parameters())
     except ValueError:
         return []
-    if size != parameters or parameters > MAX_PARAMETERS:
+    if size != parameters or parameters > MAX_PARAMETERS or report.model.input_shape != INPUT_SHAPE:
         return []
     with torch.random.fork_rng(devices=[]):
         network = wide_resnet(depth, width, classes)
-    tally = score(network, tuple(report.model.input_shape), ["leaderboard"]).rule_sets["leaderboard"]
+    tally = score(network, rule_sets=["leaderboard"]).rule_sets["leaderboard"]
     blocks: dict[str, list[Fraction]] = {}
     for row in tally.layers():
         sums = blocks.setdefault(row.layer.partition(".")[0], [Fraction(), Fraction()])

@@ -315,6 +315,12 @@ def test_a_recipe_that_is_not_the_reports_network_is_not_recounted(tmp_path: Pat
         assert "block4" not in page.render([one])
 
 
+def test_a_forged_shape_of_images_is_not_counted(tmp_path: Path) -> None:
+    one = run(tmp_path, epochs=5)
+    for forged in ([3, 10**6, 10**6], [3, 256, 256]):
+        assert "block4" not in page.render([altered(one, {"model.input_shape": forged})])
+
+
 def test_an_unfinished_run_has_a_page(tmp_path: Path) -> None:
     html = page.render([run(tmp_path, epochs=40, kills=1, finished=False)])
     assert "Not finished" in html
