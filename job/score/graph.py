@@ -135,12 +135,10 @@ class Operation:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a module without children: what a counter that sees modules only would see."""
+    """One call of a module without children, which takes an activation and returns a tensor."""
 
     layer: str
     module: nn.Module
-    input_shapes: tuple[torch.Size, ...]
-    output_shape: torch.Size
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,10 +81,10 @@ class Recorder(TorchDispatchMode):
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         name, _ = self.modules.pop()
-        read = tensors(inputs)
         leaf = not next(module.children(), None)
-        if leaf and isinstance(output, Tensor) and any(self._origin(tensor).producers for tensor in read):
-            self.calls.append(Call(name, module, tuple(tensor.shape for tensor in read), output.shape))
+        reads_image = any(self._origin(tensor).producers for tensor in tensors(inputs))
+        if leaf and isinstance(output, Tensor) and reads_image:
+            self.calls.append(Call(name, module))
 
     def begin(self, image: Tensor) -> None:
         """Mark `image` as the tensor that everything counted depends on."""

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from job.errors import UsageError
-from job.score.architecture import cross_check, leaderboard, writeup
 from job.score.bits import Declared
 from job.score.conversions import conversions
+from job.score.entry_2019 import leaderboard, writeup
 from job.score.graph import Graph, Operation
 from job.score.official import Storage, official
 from job.score.operations import TABLE, OwnRule, Row, own_row
 from job.score.tally import ACCUMULATORS, CIFAR100, Baseline, Tally
+from job.score.torchstat_check import cross_check
 from job.score.trace import trace
 from job.score.widths import Widths
 
