@@ -90,6 +90,16 @@ def sum_of_two(op: Operation, sparse: IsSparse) -> list[Term]:
     return [*each(0, 1)(op, sparse), Term(multiplications=scaled)]
 
 
+def quotient(op: Operation, sparse: IsSparse) -> list[Term]:
+    """Count one multiplication an element, and one addition where the quotient is rounded."""
+    return [*each(1, 0)(op, sparse), Term(additions=op.output.numel if op["rounding_mode"] else 0)]
+
+
+def reorder(op: Operation, _sparse: IsSparse) -> list[Term]:
+    """Count one multiplication an element, of the values that are reordered and not of their indices."""
+    return [Term(multiplications=op.output.numel, inputs=(op["self"],))]
+
+
 def power(op: Operation, sparse: IsSparse) -> list[Term]:
     """Count n - 1 multiplications for x^n with n of 2 to 4, else one transcendental function."""
     exponent = op["exponent"]

@@ -113,7 +113,8 @@ BITWISE = "RULES: a bitwise operation is one operation; an addition here, which 
 
 _row("add sub rsub", "add", f.sum_of_two, ADDITION)
 _row("mul", "multiply", f.each(1, 0), PRODUCT)
-_row("div reciprocal", "multiply", f.each(1, 0), PRODUCT)
+_row("div", "multiply", f.quotient, PRODUCT + "; rounding the quotient is one addition, as below")
+_row("reciprocal", "multiply", f.each(1, 0), PRODUCT)
 _row("addcmul addcdiv", "multiply", f.each(2, 1), PRODUCT + "; self + value * a * b")
 _row("lerp", "multiply", f.each(1, 2), "Definition: a + weight * (b - a)")
 _row("maximum minimum eq ne lt le gt ge", "comparison", f.each(0, 1), COMPARISON)
@@ -131,8 +132,7 @@ _row("upsample_bicubic2d", "interpolation", f.each(16, 15), WEIGHTED)
 
 PERMUTED = "RULES, FAQ: a permutation is the product with a sparse matrix: one multiplication a value"
 
-_row("channel_shuffle", "permutation", f.each(1, 0), PERMUTED)
-_row("index index_select gather take", "permutation", f.each(1, 0), PERMUTED)
+_row("channel_shuffle index index_select gather take", "permutation", f.reorder, PERMUTED)
 
 MOVED = "No arithmetic: values are named anew, or copied in an order that strides describe"
 

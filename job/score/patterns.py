@@ -64,7 +64,7 @@ def _scaled_source(operation: Operation) -> int:
     """Return the only producer whose result `operation` scales channel by channel; -1 if it does not."""
     if operation.is_standing_batch_norm:
         scaled: Operand = operation["input"]
-    elif operation.name in ("aten.mul", "aten.div"):
+    elif operation.name in ("aten.mul", "aten.div") and not operation["rounding_mode"]:
         scaled = operation["self"]
         factor = operation["other"]
         if isinstance(factor, Operand) and factor.is_activation and operation.name == "aten.mul":

@@ -23,6 +23,9 @@ FREEBIE_BITS = 16
 KEEPS_WIDTH = ("fill", "move", "permutation", "relu", "max pool", "dequantise")
 """Kinds whose result is made of the input's values, 0 and bounds, so needs no more bits than the input."""
 
+SLOPED = ("aten.leaky_relu", "aten._prelu_kernel")
+"""Of the kind `relu`, with products with the slope among the results, which need the bits of any product."""
+
 
 class Widths:
     """The bits of everything that `graph` reads; `declared` bits take precedence over the model's.
@@ -186,9 +189,10 @@ class Widths:
         if levels is not None:
             return Width(levels)
         row = self.table.get(operation.name)
-        if row is None or row.kind not in KEEPS_WIDTH or not operation.reads:
+        if row is None or row.kind not in KEEPS_WIDTH or operation.name in SLOPED or not operation.reads:
             return own
-        widest = _widest([self.width(operation, operand) for operand in operation.reads])
+        reads = (operation["self"],) if row.kind == "permutation" else operation.reads  # without indices
+        widest = _widest([self.width(operation, operand) for operand in reads])
         return widest if widest.bits < own.bits else own
 
     def _exact_bits(self, operation: Operation, sums: Sums, added: tuple[Operand, ...] | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.ao.quantization as ao
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
 from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
 
@@ -327,6 +329,46 @@ def test_simulated_quantisation_has_the_bits_of_its_levels() -> None:
     assert tally.parameters == Fraction(32 * 4, 32) + 1 + 1
     assert counted(tally, "linear") == Fraction(32 * 6, 32) + 28
     assert counted(tally, "quantise") == 0
+
+
+class Between(nn.Module):
+    """4-bit values, a function of them, and a layer of 4-bit weights."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2]))
+        self.function = function
+        self.weight = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.fake_quantize_per_tensor_affine(x, 0.25, 0, 0, 15)
+        return self.function(x, self.order) @ torch.fake_quantize_per_tensor_affine(
+            self.weight, 0.125, 0, -8, 7
+        )
+
+
+REORDERED = [
+    lambda x, order: x[:, order],
+    lambda x, order: x.index_select(1, order),
+    lambda x, order: x.gather(1, order[None]),
+    lambda x, order: x.take(order)[None],
+]
+
+
+@pytest.mark.parametrize("function", REORDERED)
+def test_values_that_are_reordered_keep_their_bits(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    tally = official(Between(function), shape=(4,))
+    assert counted(tally, "permutation") == Fraction(4 * 4, 32)
+    assert counted(tally, "linear") == Fraction(16 * 4, 32) + 12
+
+
+SLOPED = [lambda x: F.leaky_relu(x, 0.3), lambda x: F.prelu(x, torch.ones(1))]
+
+
+@pytest.mark.parametrize("function", [*SLOPED, F.relu])
+def test_a_slope_makes_values_of_more_bits_and_a_relu_does_not(function: Callable[[Tensor], Tensor]) -> None:
+    tally = official(Between(lambda x, _: function(x)), shape=(4,))
+    assert counted(tally, "linear") == Fraction(16 * (32 if function in SLOPED else 4), 32) + 12
 
 
 def test_integers_and_masks_are_no_quantisation() -> None:

@@ -71,6 +71,10 @@ STANDING: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
     "a factor a position": (Parts(lambda m, x: m.conv(x) * m.plane), (ELEMENTS, 0, CONV + 36)),
     "a factor from the image": (Parts(lambda m, x: m.conv(x) * x.mean()), (ELEMENTS + 1, 127, CONV)),
     "a number divided by it": (Parts(lambda m, x: 0.2 / m.conv(x)), (2 * ELEMENTS, 0, CONV)),
+    "a division that rounds": (
+        Parts(lambda m, x: torch.div(m.conv(x), 2, rounding_mode="floor")),
+        (ELEMENTS, ELEMENTS, CONV),
+    ),
     "another batch norm on the same weights": (
         Parts(lambda m, x: m.norm(m.conv(x)) + m.other(m.conv(x))),
         (2 * ELEMENTS, 3 * ELEMENTS, CONV + 16),

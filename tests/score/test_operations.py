@@ -260,6 +260,10 @@ ELEMENTWISE = [
     Case("aten.mul", lambda x: x * x.mean((2, 3), keepdim=True), S, X, 0),  # squeeze and excite
     Case("aten.mul", lambda x: x * 0.5, S, X, 0),
     Case("aten.div", lambda x: x / 3, S, X, 0),
+    *[
+        Case("aten.div", lambda x, mode=mode: torch.div(x, 3, rounding_mode=mode), S, X, X)
+        for mode in ("floor", "trunc")
+    ],
     Case("aten.reciprocal", lambda x: 1 / x, S, X, 0),
     Case("aten.addcmul", lambda x: torch.addcmul(x, x, x), S, 2 * X, X),
     Case("aten.addcdiv", lambda x: torch.addcdiv(x, x, x), S, 2 * X, X),
