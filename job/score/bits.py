@@ -84,6 +84,8 @@ class Declared(_Record):
             json.loads(text)  # pydantic's own message names neither line nor column
         except ValueError as error:
             raise UsageError(f"--bits: not JSON: {error}") from error
+        except RecursionError as error:
+            raise UsageError("--bits: not JSON: too deeply nested") from error
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -92,6 +94,10 @@ class Declared(_Record):
     def value(self, name: str) -> ValueBits | None:
         """Return the bits declared for the stored tensor `name`."""
         return _first(self.parameters, name)
+
+    def pattern(self, bits: ValueBits) -> str:
+        """Return the pattern of the parameters for which `bits`, one of those that `value` returns, hold."""
+        return next(pattern for pattern, found in self.parameters.items() if found is bits)
 
     def activation(self, layer: str, kind: str) -> ActivationBits | None:
         """Return the bits declared for what operations of `kind` in `layer` read."""

@@ -231,8 +231,8 @@ def along(of_value: Cost, of_row: Cost) -> Formula:
     """Count these costs for each value and for each row of them along the dimension `dim`."""
 
     def formula(op: Operation, _sparse: IsSparse) -> list[Term]:
-        numel = op.output.numel
-        return [_per(numel, numel // op.output.shape[op["dim"]], of_value, of_row)]
+        numel, shape = op.output.numel, op.output.shape or (1,)
+        return [_per(numel, numel // max(shape[op["dim"]], 1), of_value, of_row)]
 
     return formula
 
@@ -274,7 +274,7 @@ def _normalise(op: Operation, n: int) -> list[Term]:
 
 def total(op: Operation, _sparse: IsSparse) -> list[Term]:
     """Count n - 1 additions for each sum of n values."""
-    return [_sums(op, op.reads[0].numel // op.output.numel)]
+    return [_sums(op, op.reads[0].numel // max(op.output.numel, 1))]
 
 
 def mean(op: Operation, sparse: IsSparse) -> list[Term]:

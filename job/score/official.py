@@ -14,7 +14,7 @@ from job.score.operations import is_counted
 from job.score.patterns import VIEWS, Folding, fold, shuffles
 from job.score.quantised import levels_bits, scale_bits, scales, zero_points
 from job.score.tally import Baseline, Line, Tally, Values
-from job.score.widths import FREEBIE_BITS, Widths
+from job.score.widths import Widths
 
 
 def official(graph: Graph, storage: Storage, conversions: Conversions, baseline: Baseline | None) -> Tally:
@@ -60,8 +60,7 @@ def _shuffle(operation: Operation, storage: Storage) -> Line:
 
 def _matrix(operation: Operation, size: int, storage: Storage) -> Values:
     """Return a permutation's sparse matrix: `size` ones, and the bitmask of where they are."""
-    ones = size * (FREEBIE_BITS if storage.widths.freebie else 32)
-    return _values(operation.layer, "permutation", ones + size**2)
+    return _values(operation.layer, "permutation", size * storage.widths.float_bits + size**2)
 
 
 def _weighed(operation: Operation, kind: str, terms: list[Term], storage: Storage) -> Line:
@@ -110,14 +109,19 @@ def _needed(operation: Operation, folding: Folding, storage: Storage) -> Iterato
 
 
 def _identity(operation: Operation) -> tuple[int, ...]:
-    return tuple(id(stored) for operand in operation.reads for stored in operand.stored)
+    stored = tuple(id(stored) for operand in operation.reads for stored in operand.stored)
+    return stored or (operation.index,)
 
 
 def _per_channel(batch_norm: Operation, layer: str, name: str, storage: Storage) -> Values:
-    """Return one value a channel, at the bits of the batch norm's affine, or else of its statistics."""
+    """Return one value a channel, at the bits of the batch norm's affine, or else of its statistics.
+
+    Where those are fills, which are not stored, it is a float that is computed from them ahead of time.
+    """
     affine = [batch_norm[part] for part in ("weight", "bias") if batch_norm[part] is not None]
     operands: list[Operand] = affine or [batch_norm["running_mean"], batch_norm["running_var"]]
-    bits = max(storage.widths.bits(stored) for operand in operands for stored in operand.stored)
+    widths = [storage.widths.bits(stored) for operand in operands for stored in operand.stored]
+    bits = max(widths, default=storage.widths.float_bits)
     return _values(layer, name, batch_norm["input"].shape[1] * bits)
 
 
@@ -193,8 +197,7 @@ class Storage:
         values = stored.tensor
         if values.is_meta:
             return None
-        declared = self.widths.declared_value(stored)
-        kept, mask_bits = _kept(values, declared.block if declared else [])
+        kept, mask_bits = _kept(values, self.widths.block(stored))
         if not values.count_nonzero() or kept == values.numel():
             return None
         return kept * self.widths.bits(stored) + mask_bits

@@ -40,7 +40,7 @@ def text(scores: Scores, per_layer: bool = False) -> str:
     """Return one table for each rule set."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=WIDTH, highlight=False)
+    console = Console(file=io.StringIO(), width=WIDTH, highlight=False, markup=False, emoji=False)
     for name, tally in scores.rule_sets.items():
         figure = f": {tally.score:.7f}" if tally.baseline else ""
         freebie = "; 16-bit freebie" if name == "official" and scores.freebie else ""

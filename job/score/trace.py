@@ -32,15 +32,20 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     moved is still the stored values it was made of; one that was computed is a stored value of its own.
     The model is only read.
 
-    Raises UsageError if the model cannot be copied, DataError if it does not run on such an image or if its
-    result does not come from the image by torch's operators.
+    Raises UsageError if the model cannot be copied, DataError if no memory holds such an image, the model
+    does not run on it, or its result does not come from the image by torch's operators.
     """
     replica, stored = plain_copy(model)
     recorder = Recorder(stored)
     recorder.follow(replica)
-    image = _image(replica, input_shape)
-    recorder.begin(image)
     shape = ",".join(map(str, input_shape))
+    try:
+        image = _image(replica, input_shape)
+    except (RuntimeError, TypeError) as error:  # TypeError for a size beyond 64 bits
+        raise DataError(
+            f"an image of {shape} does not fit in memory", "Give a smaller one with --input"
+        ) from error
+    recorder.begin(image)
     try:
         with torch.no_grad(), recorder, _Functions(recorder):
             result = replica(image)

@@ -75,6 +75,11 @@ class Widths:
             self.declared_value(stored) is None and stored.bits >= FREEBIE_BITS for stored in weight.stored
         )
 
+    @property
+    def float_bits(self) -> int:
+        """The bits that a float32 value counts."""
+        return FREEBIE_BITS if self.freebie else 32
+
     def bits(self, stored: Stored) -> int:
         """Return the bits that one value of `stored` counts."""
         return FREEBIE_BITS if self.freebie else self._own_bits(stored)
@@ -157,6 +162,22 @@ class Widths:
         values = [s for s in values if len(values) == 1 or not _is_mask(s.tensor)]
         found = [self._declared.value(source.name) for source in values]
         return found[0] if found and all(bits == found[0] for bits in found) else None
+
+    def block(self, stored: Stored) -> list[int]:
+        """Return the sides of the blocks declared for `stored`, [] without any.
+
+        Raises UsageError where it is no matrix of filters.
+        """
+        declared = self.declared_value(stored)
+        if self._declared is None or declared is None or not declared.block:
+            return []
+        if stored.tensor.dim() < 2:
+            raise UsageError(
+                f"--bits: the block declared for {self._declared.pattern(declared)!r} needs a matrix,"
+                f" and {stored.name!r} is stored in the shape {list(stored.tensor.shape)}",
+                "Store it as [filters, values of each], or declare it without a block",
+            )
+        return declared.block
 
     def _check_reached(self, operation: Operation, operand: Operand) -> None:
         for stored in operand.stored:

@@ -145,6 +145,19 @@ def test_block_sparsity_takes_one_bit_a_block() -> None:
     assert tally.parameters == Fraction((4 + 1) * 8 + 6, 32)
 
 
+def test_blocks_of_a_weight_that_is_stored_flat_are_refused() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.arange(8.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight.view(2, 4))
+
+    with pytest.raises(UsageError, match=r"block.*'wei\*'.*'weight'.*shape \[8\]"):
+        official(Flat(), declare(parameters={"wei*": {"bits": 8, "block": [2, 2]}}), shape=(4,))
+
+
 def test_a_quantised_weight_absorbs_no_batch_norm_and_no_factor() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -392,6 +405,7 @@ def test_integers_and_masks_are_no_quantisation() -> None:
     [
         ("{", "not JSON"),
         (b"\xff\xfe\xff", "not JSON"),
+        ('{"parameters": ' + 10**5 * '{"a": ', "not JSON: too deeply nested"),
         ("[]", "expected an object"),
         ('{"weights": {}}', "expected an object"),
         ('{"parameters": 4}', "not an object of patterns"),

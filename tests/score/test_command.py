@@ -7,19 +7,22 @@ import re
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from job.commands import cli
 from job.errors import DataError, JobError, UsageError
 from job.network import weights
 from job.network.wide_resnet import wide_resnet
+from job.score import report
+from job.score.rules import score
 from job.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -193,3 +196,15 @@ def test_a_checkpoint_of_another_model_is_bad_data(tmp_path: Path) -> None:
     assert "Name a state dict of that model" in str(error)
     assert len(str(error)) < 600
     assert not re.search(r"\n|\t|\.\s*\.", str(error))
+
+
+def test_a_layer_whose_name_looks_like_markup_is_named() -> None:
+    class Named(nn.ModuleDict):
+        def forward(self, x: Tensor) -> Tensor:
+            return self["[/a]:smile:"](x) % 2
+
+    scores = score(Named({"[/a]:smile:": nn.ReLU()}), (4,), allow_unknown=True)
+    scores = replace(scores, unknown=(replace(scores.unknown[0], layer="[/b]"),))
+    text = report.text(scores, per_layer=True)
+    assert "[/a]:smile: " in text
+    assert "not counted: aten.remainder in [/b], " in text

@@ -105,6 +105,17 @@ def test_a_batch_norm_of_the_batch_itself_does_not_fold() -> None:
     assert counted(model) == (4 * 75 + ELEMENTS, 4 * 107 + ELEMENTS, CONV + 8)
 
 
+@pytest.mark.parametrize("freebie", [True, False])
+def test_a_batch_norm_with_statistics_from_the_code(freebie: bool) -> None:
+    """Zeros and ones are fills, which are not stored; scale and shift are computed from them and are."""
+    norm = lambda x: F.batch_norm(x, torch.zeros(4), torch.ones(4))  # noqa: E731
+    folded = Parts(lambda m, x: norm(m.conv(x)))
+    bare = Parts(lambda m, x: norm(F.relu(m.conv(x))) + norm(x[:, [0, 1, 0, 1], 2:, 2:]))
+    for model, values in ((folded, CONV + 4), (bare, CONV + 2 * (4 + 4) + 4)):
+        tally = score(model, (2, 8, 8), ["official"], freebie=freebie).rule_sets["official"]
+        assert tally.parameters == values / (2 if freebie else 1)
+
+
 def test_a_linear_layer_does_not_absorb_its_batch_norm() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(128, 4), nn.BatchNorm1d(4))
     tally = score(model, (2, 8, 8), ["official"], freebie=False).rule_sets["official"]

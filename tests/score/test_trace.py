@@ -205,3 +205,9 @@ def test_scripted_and_compiled_models_are_counted_too() -> None:
 def test_a_double_precision_value_counts_twice() -> None:
     tally = official(nn.Linear(4, 3, bias=False).double(), (4,))
     assert tally.parameters == 24
+
+
+@pytest.mark.parametrize("side", [10**6, 10**12, 10**30])
+def test_an_image_that_no_memory_holds_is_refused(side: int) -> None:
+    with pytest.raises(DataError, match=f"an image of 3,{side},{side} .*--input"):
+        trace(nn.Sequential(nn.Conv2d(3, 2, 1)), (3, side, side))
