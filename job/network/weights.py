@@ -120,7 +120,7 @@ def load(data: bytes) -> tuple[nn.Sequential, NetworkInfo]:
 def _info(data: bytes) -> NetworkInfo:
     """Read the header, which `safetensors` checks but does not return for bytes in memory."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    metadata = header["__metadata__"]
+    metadata = header.get("__metadata__") or {}  # `safetensors` takes null for none
     packed_info = metadata.get(PACKED)
     info = _PACKED_INFO.validate_json(packed_info) if packed_info else _INFO.validate_json(metadata[FORMAT])
     if not all(math.isfinite(value) for value in (*info.mean, *info.std)) or min(info.std) <= 0:

@@ -22,6 +22,9 @@ MEAN = 9
 EVERY_EPOCH = 8  # epochs, of a digit each, that are all labelled
 DECIMALS = 1  # of a curve's coordinates, in thousandths of the box
 
+SMALLEST = 1e-12
+"""What is smaller is drawn as 0: dividing the smallest floats gives 0, which has no logarithm."""
+
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 NUMBERED = 12  # breaks whose numbers still stand apart on a phone
 
@@ -107,7 +110,7 @@ def line_chart(
     values = [value for one in series for value in one.y] + ([threshold[0]] if threshold else [])
     values += [0.0] if from_zero else []
     if logarithmic:
-        smallest = min((value for value in values if value > 0), default=1e-3)
+        smallest = min((value for value in values if value >= SMALLEST), default=1e-3)
         values = [max(value, smallest) for value in values]
     ticks = log_ticks(min(values), max(values)) if logarithmic else linear_ticks(min(values), max(values))
     y = Axis(min(*values, ticks[0]), max(*values, ticks[-1]), logarithmic)
@@ -154,8 +157,9 @@ def _means(series: Sequence[Series]) -> list[tuple[int, Estimate]]:
 
 def linear_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
     """Return at most `count` + 1 round values, evenly spaced, the outermost around `low` and `high`."""
-    if not high > low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    if high - low < SMALLEST:
+        half = (abs(low) if abs(low) >= SMALLEST else 1) / 2
+        low, high = low - half, high + half
     rough = (high - low) / (count - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))

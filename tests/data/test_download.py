@@ -176,6 +176,7 @@ STATUSES = [
     (400, DataError, 1),
     (401, PermissionRefusedError, 1),
     (403, PermissionRefusedError, 1),
+    (416, DataError, 1),
     (429, MachineError, module.FRUITLESS_TRIES),
     (500, MachineError, module.FRUITLESS_TRIES),
 ]

@@ -34,6 +34,12 @@ def altered(**fields: object) -> bytes:
     return save_tensors(INFO.build().state_dict(), metadata={weights.FORMAT: json.dumps(network)})
 
 
+def headed(header: dict[str, object]) -> bytes:
+    """A safetensors file of this header and nothing else."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -48,6 +54,7 @@ def altered(**fields: object) -> bytes:
         altered(depth=6 * 10**9 + 4),
         altered(mean=[1.0]),
         altered(classes=None),
+        headed({"__metadata__": None}),
     ],
     ids=[
         "empty",
@@ -61,6 +68,7 @@ def altered(**fields: object) -> bytes:
         "endless",
         "mean",
         "classes",
+        "null",
     ],
 )
 def test_what_is_not_our_weights_is_refused(data: bytes) -> None:

@@ -88,3 +88,20 @@ def test_mean_and_interval_over_the_epochs_that_all_have() -> None:
 def test_one_epoch_is_drawn_too() -> None:
     chart = line_chart("t", "alt", [Series("a", [1], [0.5])], column="c")
     assert len(points(chart.curves[0].path)) == 1
+
+
+TINY = [5e-324, 1e-310, 1e-13]
+
+
+@pytest.mark.parametrize("tiny", TINY)
+def test_what_is_too_small_to_draw_is_drawn_as_nothing(tiny: float) -> None:
+    for values in ([tiny, tiny], [0.0, tiny], [0.5, tiny], [-tiny, tiny]):
+        assert linear_ticks(min(values), max(values)) == linear_ticks(
+            round(min(values), 9), round(max(values), 9)
+        )
+        for logarithmic in (False, True):
+            chart = line_chart("t", "alt", [Series("a", [1, 2], values)], column="c", logarithmic=logarithmic)
+            nothing = [Series("a", [1, 2], [round(value, 9) for value in values])]
+            expected = line_chart("t", "alt", nothing, column="c", logarithmic=logarithmic)
+            assert points(chart.curves[0].path) == points(expected.curves[0].path)
+            assert chart.y_ticks == expected.y_ticks
