@@ -31,6 +31,7 @@ from job.store.files import explain, sha256_of
 from job.text import redact
 
 SCHEMES = ("file", "http", "https", "s3", "gs")
+BUCKETS = ("s3", "gs")
 STORE_FOLDER = "data"
 NO_STORE = "none"
 
@@ -74,21 +75,28 @@ class Archive:
 def parse_source(text: str) -> Source:
     """Read a path, `file://`, `http(s)://`, or `s3://bucket/key` or `gs://`, with `#sha256=HEX` or without.
 
-    Raises UsageError for another scheme, an address that is not one, and a hash that is not one.
+    Raises UsageError for another scheme, an address that is not one or names no file, and a hash that is not
+    one.
     """
     uri, mark, sha256 = text.rpartition("#sha256=")
     if not mark:
         uri, sha256 = text, ""
     name = redact(uri)
     if mark and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise UsageError(f"{name!r:.200} has no SHA-256", "Write 64 hex digits after #sha256=")
+        raise UsageError(f"{sha256!r:.80} is not a SHA-256", "Write 64 hex digits after #sha256=")
     scheme, separator, rest = uri.partition("://")
-    if not uri or (separator and scheme.lower() not in SCHEMES):
+    scheme = scheme.lower()
+    if not uri or (separator and scheme not in SCHEMES):
+        *others, last = (f"{known}://" for known in SCHEMES)
         raise UsageError(
-            f"{name!r:.200} is not a source of data", f"Give a path or one of {', '.join(SCHEMES)}://"
+            f"{name!r:.200} is not a source of data", f"Give a path, or {', '.join(others)} or {last}"
         )
     if separator:
-        uri = f"{scheme.lower()}://{rest}"
+        uri = f"{scheme}://{rest}"
+        if scheme in BUCKETS and not rest.partition("/")[2].rpartition("/")[2]:
+            raise UsageError(
+                f"{name!r:.200} names a bucket and no file", f"Write the archive's key: {scheme}://BUCKET/KEY"
+            )
     if uri.startswith(HTTP) and not _is_valid(uri):
         raise UsageError(
             f"{name!r:.200} is not a valid address",
@@ -114,7 +122,7 @@ def fetch(sources: Sequence[Source], cache: Path, store_cache: str | None = None
     stored there; the archive's `uri` is its source's in both cases.
 
     Raises, when every source fails, one error with the reason of each: MachineError if a retry may
-    succeed, else PermissionRefusedError, DataError or ConfigurationError.
+    succeed, else PermissionRefusedError, DataError, ConfigurationError or UsageError.
     """
     failures: list[JobError] = []
     for source in sources:
@@ -160,7 +168,7 @@ def _fetch(source: Source, cache: Path, store_cache: str | None) -> Archive:
 def all_failed(failures: Sequence[JobError]) -> JobError:
     """Return one error with the reason of each source, retryable if any of them is."""
     reasons = "; ".join(str(error) for error in failures)
-    for kind in (MachineError, PermissionRefusedError, DataError, ConfigurationError):
+    for kind in (MachineError, PermissionRefusedError, DataError, ConfigurationError, UsageError):
         if any(isinstance(error, kind) for error in failures):
             return kind(f"no source gave the data: {reasons}", "Name another with --data")
     return UsageError("no source of data is named", "Name one with --data")

@@ -105,7 +105,7 @@ def _safe_members(tar: tarfile.TarFile, max_bytes: int) -> Iterator[tarfile.TarI
     total = 0
     for count, member in enumerate(tar, start=1):
         if member.size < 0:
-            raise DataError(f"{member.name!r:.100} in it has no size")
+            raise DataError(f"{member.name!r:.100} in it has a negative size")
         total += member.size
         if count > MAX_MEMBERS:
             raise DataError(f"it holds more than {MAX_MEMBERS} files")

@@ -83,7 +83,9 @@ def _open_http(uri: str, offset: int, version: str | None) -> Iterator[Remote]:
     except requests.RequestException as error:
         raise TransientError(f"no answer ({innermost(error)})", "Check the network, or try later") from error
     with response:
-        if response.status_code == 416 and offset:  # the offset is beyond the file's end: it is another version
+        if (
+            response.status_code == 416 and offset
+        ):  # the offset is beyond the file's end: it is another version
             with _open_http(uri, 0, None) as remote:
                 yield remote
             return

@@ -134,12 +134,18 @@ def _first(patterns: Mapping[str, Found], *names: str) -> Found | None:
 
 
 def _explain(error: ValidationError) -> UsageError:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     section, *rest = map(str, first["loc"]) if first["loc"] else ("",)
     if section not in Declared.model_fields:
         return UsageError("--bits: expected an object with `parameters`, `activations` and `accumulators`")
     if not rest:
         return UsageError(f"--bits: `{section}` is not an object of patterns")
+    if first["type"] == "extra_forbidden":
+        fields = (ValueBits if section == "parameters" else ActivationBits).model_fields
+        return UsageError(
+            f"--bits: {section} {rest[0]!r} has no field {rest[-1]!r}; the fields are {', '.join(fields)}"
+        )
     return UsageError(
         f"--bits: {section} {rest[0]!r}: {json.dumps(first['input'])} is not a width",
         'Write the bits, 1 to 32, or an object with `bits` and what goes with them; a sum may be "exact"',

@@ -65,7 +65,6 @@ def test_a_source_is_read(text: str, source: Source) -> None:
         "ftp://host/a",
         "az://bucket/a",
         "a#sha256=",
-        "a#sha256=12",
         f"a#sha256={'g' * 64}",
         "http://[::1/a",
         "http://host:port/a",
@@ -78,6 +77,27 @@ def test_what_is_no_source_is_a_wrong_usage(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_source(text)
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a#sha256=12", "'12' is not a SHA-256"),
+        ("ftp://host/a", "file://, http://, https://, s3:// or gs://"),
+        ("s3://bucket", "'s3://bucket' names a bucket and no file.*s3://BUCKET/KEY"),
+        ("S3://bucket/", "names a bucket and no file"),
+        ("gs://bucket/folder/", "names a bucket and no file.*gs://BUCKET/KEY"),
+    ],
+)
+def test_a_message_says_what_of_a_source_is_wrong(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_source(text)
+
+
+def test_sources_that_are_all_misspelt_are_a_wrong_usage_with_each_reason(tmp_path: Path) -> None:
+    failing = [Source(f"s3://not_a_bucket{number}!/key") for number in range(2)]
+    with pytest.raises(UsageError, match=r"no source gave the data: .*not_a_bucket0!.*not_a_bucket1!"):
+        fetch(failing, tmp_path)
 
 
 def test_the_default_source_is_the_home_of_cifar_100() -> None:

@@ -121,7 +121,7 @@ BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a name of 1 GB": (gzip_of(header("x", 2**30, tarfile.GNUTYPE_LONGNAME) + bytes(1024)), "headers have"),
     "a header of 1 GB": (gzip_of(header("x", 2**30, tarfile.XHDTYPE) + bytes(1024)), "headers have"),
     "a global header of 1 GB": (gzip_of(header("x", 2**30, tarfile.XGLTYPE) + bytes(1024)), "headers have"),
-    "a negative size": (gzip_of(header("x/train", -512) + bytes(1024)), "no size"),
+    "a negative size": (gzip_of(header("x/train", -512) + bytes(1024)), "a negative size"),
 }
 
 

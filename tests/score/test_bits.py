@@ -415,11 +415,13 @@ def test_integers_and_masks_are_no_quantisation() -> None:
         ('{"parameters": {"*": 4.5}}', "not a width"),
         ('{"parameters": {"*": {"scales": 3}}}', "not a width"),
         ('{"parameters": {"*": {"bits": 4, "scales": -1}}}', "not a width"),
-        ('{"parameters": {"*": {"bits": 4, "sign_bit": true}}}', "not a width"),
+        ('{"parameters": {"*": {"bits": 4, "sign_bit": true}}}', "has no field 'sign_bit'"),
         ('{"parameters": {"*": {"bits": 4, "block": [4]}}}', "not a width"),
         ('{"parameters": {"*": {"bits": 4, "block": [4, 0]}}}', "not a width"),
         ('{"parameters": {"*": {"bits": 4, "block": 4}}}', "not a width"),
         ('{"activations": {"*": {"bits": 4, "sign_bit": 1}}}', "not a width"),
+        ('{"parameters": {"*": {"bits": 4, "scale": 1}}}', "has no field 'scale'.*bits, scales, block"),
+        ('{"activations": {"*": {"sign": true}}}', "has no field 'sign'.*bits, sign_bit"),
     ],
 )
 def test_a_declaration_that_is_wrong_is_refused(text: str | bytes, cause: str) -> None:
