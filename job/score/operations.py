@@ -7,7 +7,7 @@ in multiplications, additions and transcendental functions, and those are counte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from job.errors import UsageError
@@ -208,21 +208,34 @@ OwnRule = Callable[[Operation], tuple[int, int] | None]
 """A user's rule: the multiplications and additions of one operation; None if it does not know it."""
 
 
-def own_row(rule: OwnRule) -> Row:
-    """Return the row of an operator that `rule` counts, at the width of what the operator reads."""
-    name = f"{getattr(rule, '__module__', '')}:{getattr(rule, '__name__', '')}"
+def own_count(rules: Sequence[OwnRule], op: Operation) -> tuple[int, int] | None:
+    """Return the count by the first of `rules` that knows `op`; None where none does.
 
-    def cost(op: Operation, _sparse: f.IsSparse) -> list[f.Term]:
+    Raises UsageError where it is no count.
+    """
+    for rule in rules:
         counted = rule(op)
+        if counted is None:
+            continue
         if not (
             isinstance(counted, tuple)
             and len(counted) == 2
             and all(type(number) is int and number >= 0 for number in counted)
         ):
+            name = f"{getattr(rule, '__module__', '')}:{getattr(rule, '__name__', '')}"
             raise UsageError(
                 f"--rule: {name} returned {counted!r} for {op.name}",
                 "Return (multiplications, additions), or None for operators that it does not know",
             )
-        return [f.Term(*counted, op.reads)]
+        return counted
+    return None
 
-    return Row("own rule", cost, f"The user's own: {name}")
+
+def own_row(rules: Sequence[OwnRule]) -> Row:
+    """Return the row of an operator that `rules` count, at the width of what the operator reads."""
+
+    def cost(op: Operation, _sparse: f.IsSparse) -> list[f.Term]:
+        counted = own_count(rules, op)
+        return [] if counted is None else [f.Term(*counted, op.reads)]  # None: it is listed as unknown
+
+    return Row("own rule", cost, "The user's own")

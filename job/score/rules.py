@@ -15,7 +15,7 @@ from job.score.conversions import conversions
 from job.score.entry_2019 import leaderboard, writeup
 from job.score.graph import Graph, Operation
 from job.score.official import Storage, official
-from job.score.operations import TABLE, OwnRule, Row, own_row
+from job.score.operations import TABLE, OwnRule, own_count, own_row
 from job.score.tally import ACCUMULATORS, CIFAR100, Baseline, Tally
 from job.score.torchstat_check import cross_check
 from job.score.trace import trace
@@ -113,8 +113,9 @@ def score(
         if name not in RULE_SETS:
             raise UsageError(f"there is no rule set {name!r}", f"Choose from {', '.join(RULE_SETS)}")
     graph = trace(model, input_shape)
-    table = TABLE | _own_rows(graph, own_rules)
-    unknown = _unknown(graph, table)
+    own = [op for op in graph.operations if op.name not in TABLE and own_count(own_rules, op) is not None]
+    table = TABLE | {operation.name: own_row(own_rules) for operation in own}
+    unknown = _unknown(graph, {operation.index for operation in own})
     if unknown and not allow_unknown:
         raise _refusal(unknown)
     cross_check(graph)
@@ -133,21 +134,15 @@ def score(
     return Scores({name: counters[name]() for name in rule_sets}, unknown, widths.freebie, has_accumulators)
 
 
-def _own_rows(graph: Graph, own_rules: Sequence[OwnRule]) -> dict[str, Row]:
-    """Return a row for each operator that the table does not have and one of `own_rules` counts."""
-    rows: dict[str, Row] = {}
-    for operation in graph.operations:
-        if operation.name in TABLE or operation.name in rows:
-            continue
-        knows = next((rule for rule in own_rules if rule(operation) is not None), None)
-        if knows is not None:
-            rows[operation.name] = own_row(knows)
-    return rows
-
-
-def _unknown(graph: Graph, table: dict[str, Row]) -> tuple[Unknown, ...]:
-    found = (Unknown.of(op) for op in graph.operations if op.name not in table or _selects(op))
-    return tuple(dict.fromkeys(found))
+def _unknown(graph: Graph, own: set[int]) -> tuple[Unknown, ...]:
+    """Return each operator that neither the table nor, as the operations `own`, a user's rule counts."""
+    return tuple(
+        dict.fromkeys(
+            Unknown.of(op)
+            for op in graph.operations
+            if (op.name not in TABLE and op.index not in own) or _selects(op)
+        )
+    )
 
 
 def _selects(operation: Operation) -> bool:

@@ -19,6 +19,7 @@ from job.errors import DataError, JobError, UsageError
 from job.network import weights
 from job.network.wide_resnet import wide_resnet
 from job.run import layout
+from job.score.operations import OwnRule
 from job.score.rules import score
 
 MODELS = """
@@ -224,6 +225,32 @@ def test_a_rule_that_is_wrong_is_a_usage_error(rule: str, cause: str) -> None:
 def test_a_rule_that_does_not_know_the_operator_leaves_it_unknown() -> None:
     rule = "strange_models:sinc_rule"
     assert "no rule counts" in failure("--model", "strange_models:EarlyExit", "--rule", rule).message
+
+
+class Sinc(nn.Module):
+    """An operator that no rule of the table counts, called with 4 values and then with 2 of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sinc(torch.sinc(x)[:, :2])
+
+
+def of_size(size: int) -> OwnRule:
+    """A rule that knows results of that size alone."""
+    return lambda operation: (100 * size, 0) if operation.output.numel == size else None
+
+
+def test_each_operation_is_counted_by_the_first_rule_that_knows_it() -> None:
+    scores = score(Sinc(), (4,), ["official"], freebie=False, own_rules=[of_size(2), of_size(4)])
+    assert scores.rule_sets["official"].total == 600
+    assert not scores.unknown
+
+
+def test_an_operation_that_no_rule_knows_is_unknown_though_another_of_its_operator_is_known() -> None:
+    with pytest.raises(UsageError, match=r"no rule counts the operator aten\.sinc"):
+        score(Sinc(), (4,), own_rules=[of_size(4)])
+    scores = score(Sinc(), (4,), ["official"], freebie=False, own_rules=[of_size(4)], allow_unknown=True)
+    assert scores.rule_sets["official"].total == 400
+    assert [operator.operator for operator in scores.unknown] == ["aten.sinc"]
 
 
 def pickled(state: dict[str, Tensor], legacy: bool) -> bytes:
