@@ -28,7 +28,7 @@ SIGNS = (-1, 1)
 """The levels of a weight of 1 bit."""
 
 
-class Bits(NamedTuple):
+class LayerBits(NamedTuple):
     """Bits of a layer's weight and of what it reads, and whether that has a sign."""
 
     weight: int
@@ -112,7 +112,7 @@ class CompressedConv2d(nn.Conv2d):
     mask: Tensor
     weight_step: nn.Parameter
     input_step: nn.Parameter
-    bits: Bits | None = None
+    bits: LayerBits | None = None
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -131,7 +131,7 @@ class CompressedLinear(nn.Linear):
     mask: Tensor
     weight_step: nn.Parameter
     input_step: nn.Parameter
-    bits: Bits | None = None
+    bits: LayerBits | None = None
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -169,6 +169,14 @@ def quantised_weight(layer: Layer, bits: int) -> Tensor:
     return weight * layer.mask if bits == 1 else weight
 
 
+@torch.no_grad()
+def integer_levels(layer: Layer) -> Tensor:
+    """Return the levels of a quantised layer's weight as int8, in its shape; masked weights are 0."""
+    assert layer.bits is not None
+    weight = quantised_weight(layer, layer.bits.weight)
+    return (weight / layer.weight_step).round().to(torch.int8)
+
+
 def build(depth: int, width: int, classes: int) -> nn.Sequential:
     """Return the network with such layers; the same random numbers give the same weights as `wide_resnet`."""
     return wide_resnet(depth, width, classes, COMPRESSED)
@@ -187,9 +195,10 @@ def is_prunable(name: str) -> bool:
 
 
 def prune(network: nn.Module, sparsity: float) -> None:
-    """Make that share of each prunable layer's weights zeros, those of the smallest magnitude, for ever.
+    """Prune that share of each layer's weights, those of the smallest magnitude; pruned weights stay zero.
 
-    Of equal magnitudes the first are taken, so that what was pruned before stays so.
+    Not those of the first and the last layer. Of equal magnitudes the first are taken, so that what was
+    pruned before stays so.
     """
     for name, layer in layers(network):
         if is_prunable(name):
@@ -211,15 +220,15 @@ def keep_zeros(network: nn.Module) -> None:
 
 
 def quantise(network: nn.Module, weight_bits: int, activation_bits: int) -> None:
-    """Let the network compute with so many bits, and with EDGE_BITS in its first and last layer."""
+    """Quantise weights and activations to these bits, and to EDGE_BITS in the first and the last layer."""
     for name, layer in layers(network):
         edge = not is_prunable(name)
-        layer.bits = Bits(
+        layer.bits = LayerBits(
             EDGE_BITS if edge else weight_bits, EDGE_BITS if edge else activation_bits, signed=name == STEM
         )
 
 
-def bits_of(network: nn.Module) -> Bits | None:
+def bits_of(network: nn.Module) -> LayerBits | None:
     """Return the bits of the layers between the first and the last; None where nothing is quantised."""
     return next((layer.bits for name, layer in layers(network) if is_prunable(name)), None)
 

@@ -69,8 +69,7 @@ class IntegerLayer(nn.Module):
         low, high = compressed.levels(layer.bits.activation, layer.bits.signed)
         step = layer.input_step.item()
         self.limits = low * step, high * step
-        weight = compressed.quantised_weight(layer, layer.bits.weight).detach()
-        self.register_buffer("levels", (weight / layer.weight_step.detach()).round().to(torch.int8))
+        self.register_buffer("levels", compressed.integer_levels(layer))
         self.register_buffer("weight_step", layer.weight_step.detach())
         self.register_buffer("input_step", layer.input_step.detach())
 

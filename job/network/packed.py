@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from job.network import compressed
-from job.network.compressed import Layer, weight_levels
+from job.network.compressed import weight_levels
 
 
 @torch.no_grad()
@@ -23,7 +23,8 @@ def pack(network: nn.Module) -> dict[str, Tensor]:
     for name, layer in compressed.layers(network):
         bits = layer.bits
         assert bits is not None
-        kept, levels = _levels(layer)
+        levels = compressed.integer_levels(layer).flatten().cpu().numpy().astype(np.int16)
+        kept = levels != 0
         low, _ = weight_levels(bits.weight)
         if _is_sparse(kept, bits.weight):
             tensors[f"{name}.weight.mask"] = torch.from_numpy(np.packbits(kept))
@@ -121,14 +122,6 @@ def _bits(packed: Tensor, count: int, name: str) -> NDArray[np.bool_]:
     if flags[count:].any():
         raise ValueError(f"{name} has bits after its last one")
     return flags[:count].astype(np.bool_)
-
-
-def _levels(layer: Layer) -> tuple[NDArray[np.bool_], NDArray[np.int16]]:
-    """Return which weights are not 0, and the levels of all, in the weight's order."""
-    assert layer.bits is not None
-    values = compressed.quantised_weight(layer, layer.bits.weight) / layer.weight_step
-    levels = values.round().flatten().cpu().numpy().astype(np.int16)
-    return levels != 0, levels
 
 
 def _is_sparse(kept: NDArray[np.bool_], bits: int) -> bool:

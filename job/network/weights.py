@@ -27,7 +27,7 @@ MAX_SIZE = 1000  # of depth and width, so that a forged file cannot ask for an e
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """What is needed, besides the tensors, to use a network: its shape, classes and normalisation."""
+    """What is needed in addition to the tensors to use a network: its shape, classes and normalisation."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True)
 
@@ -49,7 +49,7 @@ class NetworkInfo:
 
 @dataclass(frozen=True)
 class PackedInfo(NetworkInfo):
-    """What is needed, besides the tensors, to use a quantised network."""
+    """What is needed in addition to the tensors to use a quantised network."""
 
     weight_bits: Annotated[int, Field(ge=1, le=8)]
     activation_bits: Annotated[int, Field(ge=1, le=8)]
@@ -71,20 +71,21 @@ def save(network: nn.Module, info: NetworkInfo) -> bytes:
 
     Those of a network that is pruned alone are a plain one's, zeros included; a quantised one's are packed.
     """
-    bits = next(
-        (layer.bits for name, layer in compressed.layers(network) if compressed.is_prunable(name)), None
-    )
+    bits = compressed.bits_of(network)
     # One entry, since safetensors writes several in an order that changes from call to call.
     if bits is not None:
         packed_info = {**asdict(info), "weight_bits": bits.weight, "activation_bits": bits.activation}
         return save_tensors(packed.pack(network), metadata={PACKED: json.dumps(packed_info)})
-    plain = (name for name in network.state_dict() if name.rpartition(".")[2] not in COMPRESSION)
-    tensors = {name: network.state_dict()[name].detach().cpu().contiguous() for name in plain}
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+        if name.rpartition(".")[2] not in COMPRESSION
+    }
     return save_tensors(tensors, metadata={FORMAT: json.dumps(asdict(info))})
 
 
 COMPRESSION = ("mask", *packed.STEPS)
-"""The last names of the tensors that a compressed network has besides those of a plain one."""
+"""The last names of the tensors that a compressed network has in addition to those of a plain one."""
 
 
 def load(data: bytes) -> tuple[nn.Sequential, NetworkInfo]:

@@ -23,9 +23,8 @@ class Width:
 
 @dataclass(frozen=True)
 class InputQuantisation:
-    """How a layer quantises what it reads while it runs: bits, and what it has to find out each time."""
+    """What a layer that quantises what it reads while it runs has to find out each time."""
 
-    bits: int
     finds_scale: bool  # from the values of each row; else the scale is stored
     finds_zero_point: bool
 

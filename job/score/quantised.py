@@ -152,7 +152,7 @@ def _input_quantisation(how: InputQuantisation, values: int, length: int, output
     return terms
 
 
-def dot(formula: Formula) -> Formula:
+def quantised_dot(formula: Formula) -> Formula:
     """Count integer dot products, a bias (the input's zero point is folded into it) and the new scale."""
 
     def quantised(op: Operation, sparse: IsSparse) -> list[Term]:
@@ -171,11 +171,11 @@ def dot(formula: Formula) -> Formula:
     return quantised
 
 
-convolve = dot(convolution)
-multiply = dot(linear)
+quantised_conv = quantised_dot(convolution)
+quantised_linear = quantised_dot(linear)
 
 
-def multiply_dynamic(op: Operation, sparse: IsSparse) -> list[Term]:
+def quantised_linear_dynamic(op: Operation, sparse: IsSparse) -> list[Term]:
     """Count finding the input's range, quantising it, integer dot products, and scaling the result back."""
     products, sums, _ = linear(op, sparse)
     values, outputs = op["input"].numel, op.output.numel
@@ -190,7 +190,7 @@ def multiply_dynamic(op: Operation, sparse: IsSparse) -> list[Term]:
     ]
 
 
-def add(op: Operation, _sparse: IsSparse) -> list[Term]:
+def quantised_add(op: Operation, _sparse: IsSparse) -> list[Term]:
     """Count both inputs brought to the scale of the result, their sum and its zero point."""
     outputs = op.output.numel
     return [
@@ -199,7 +199,7 @@ def add(op: Operation, _sparse: IsSparse) -> list[Term]:
     ]
 
 
-def product(op: Operation, _sparse: IsSparse) -> list[Term]:
+def quantised_mul(op: Operation, _sparse: IsSparse) -> list[Term]:
     """Count both zero points taken away, the product, its scale and its zero point."""
     outputs = op.output.numel
     return [Term(outputs, 2 * outputs, op.reads), Term(outputs, outputs)]

@@ -146,7 +146,7 @@ def _input_quantisation(tensor: Any) -> InputQuantisation | None:
     if how is None or type(tensor).__name__ != "Int8Tensor":
         return None
     finds_scale = tensor.act_quant_scale is None
-    return InputQuantisation(8, finds_scale, finds_scale and how.mapping_type.name == "ASYMMETRIC")
+    return InputQuantisation(finds_scale, finds_scale and how.mapping_type.name == "ASYMMETRIC")
 
 
 def _image(model: nn.Module, shape: tuple[int, ...]) -> Tensor:

@@ -102,7 +102,7 @@ class Compression:
         return F.cross_entropy(self.network(images), targets)
 
 
-def effective_weights(network: nn.Module) -> Iterator[tuple[str, compressed.Bits | None, Tensor]]:
+def effective_weights(network: nn.Module) -> Iterator[tuple[str, compressed.LayerBits | None, Tensor]]:
     """Yield each convolution and linear layer: its name, its bits and its weight as it computes with it."""
     for name, layer in network.named_modules():
         if isinstance(layer, compressed.Layer) and layer.bits:
