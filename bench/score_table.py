@@ -12,7 +12,7 @@ from torchvision import models
 
 from job.network.wide_resnet import wide_resnet
 from job.score.rules import score
-from job.score.tally import CIFAR100, IMAGENET, Baseline, Tally
+from job.score.tally import CIFAR100_BASELINE, IMAGENET_BASELINE, Baseline, Tally
 
 TABLE = Path(__file__).with_name("SCORES.md")
 
@@ -72,14 +72,14 @@ def rows(name: str, make: Callable[[], nn.Module], size: int, baseline: Baseline
 
 def wide(depth: int, width: int) -> Iterator[str]:
     """Yield the rows of a WideResNet for CIFAR-100."""
-    return rows(f"WideResNet-{depth}-{width}", lambda: wide_resnet(depth, width), 32, CIFAR100)
+    return rows(f"WideResNet-{depth}-{width}", lambda: wide_resnet(depth, width), 32, CIFAR100_BASELINE)
 
 
 def of_torchvision(name: str) -> Iterator[str]:
     """Yield the rows of one of torchvision's networks."""
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     size = 299 if name == "inception_v3" else 224
-    return rows(name, lambda: getattr(models, name)(**options), size, IMAGENET)
+    return rows(name, lambda: getattr(models, name)(**options), size, IMAGENET_BASELINE)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ class Source:
         return redact(self.uri)
 
 
-CIFAR100 = (
+CIFAR100_SOURCES = (
     Source(
         "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
         sha256=CIFAR100_SHA256,

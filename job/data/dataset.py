@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.data import demo
-from job.data.archive import CIFAR100, Archive, fetch, parse_source
+from job.data.archive import CIFAR100_SOURCES, Archive, fetch, parse_source
 from job.data.cifar import Channels, Dataset, load, statistics
 from job.data.extract import unpack, unpacked
 from job.settings import DEMO_DATA
@@ -34,7 +34,7 @@ def prepare(sources: Sequence[str], cache: Path, store_cache: str | None = None)
     if tuple(sources) == (DEMO_DATA,):
         archive = _generate(cache)
     else:
-        archive = fetch([parse_source(text) for text in sources] or CIFAR100, cache, store_cache)
+        archive = fetch([parse_source(text) for text in sources] or CIFAR100_SOURCES, cache, store_cache)
     return _load(unpack(archive, cache), archive.sha256, archive.uri)
 
 

@@ -20,7 +20,7 @@ from job.errors import DataError, MachineError
 from job.store.base import TransientError
 from job.store.files import exclusive, explain, sha256_of
 
-FRUITLESS_TRIES = 4
+TRIES_WITHOUT_PROGRESS = 4
 FIRST_PAUSE_SECONDS = 0.5
 """A download fails after this many tries without a new byte; each pause is twice the one before."""
 
@@ -74,9 +74,9 @@ class _Download:
     def run(self, sha256: str | None) -> tuple[Path, str]:
         if sha256 and self._is_kept(sha256):
             return kept(sha256, self.cache), sha256
-        if not sha256 and self.record.sha256 and self._patiently(self._is_unchanged):
+        if not sha256 and self.record.sha256 and self._retry(self._is_unchanged):
             return kept(self.record.sha256, self.cache), self.record.sha256
-        self._patiently(self._fill)
+        self._retry(self._fill)
         found = sha256_of(self.partial)
         if sha256 not in (None, found):
             self._refuse(f"its SHA-256 is {found}, not {sha256}")
@@ -87,14 +87,14 @@ class _Download:
         self._write_record()
         return kept(found, self.cache), found
 
-    def _patiently(self, action: Callable[[], T]) -> T:
-        """Retry `action` after a TransientError while it brings new bytes, else FRUITLESS_TRIES times."""
-        fruitless, furthest = 0, self._have()
+    def _retry(self, action: Callable[[], T]) -> T:
+        """Retry `action` after a TransientError until TRIES_WITHOUT_PROGRESS in a row bring no new byte."""
+        failures, most_bytes = 0, self._have()
 
         def count(state: RetryCallState) -> None:
-            nonlocal fruitless, furthest
-            fruitless = 0 if self._have() > furthest else fruitless + 1
-            furthest = max(furthest, self._have())
+            nonlocal failures, most_bytes
+            failures = 0 if self._have() > most_bytes else failures + 1
+            most_bytes = max(most_bytes, self._have())
 
         def report(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -104,8 +104,8 @@ class _Download:
         return Retrying(
             retry=retry_if_exception_type(TransientError),
             after=count,  # comes before `stop` and `wait`
-            stop=lambda state: fruitless == FRUITLESS_TRIES,
-            wait=lambda state: FIRST_PAUSE_SECONDS * 2**fruitless,
+            stop=lambda state: failures == TRIES_WITHOUT_PROGRESS,
+            wait=lambda state: FIRST_PAUSE_SECONDS * 2**failures,
             before_sleep=report,
             sleep=time.sleep,
             reraise=True,

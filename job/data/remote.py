@@ -103,8 +103,8 @@ def _check_status(response: requests.Response) -> None:
     if response.status_code in (404, 410):
         raise DataError(f"no such file there ({status})", "Check the address")
     if response.status_code in (408, 425, 429) or response.status_code >= 500:
-        raise TransientError(f"the server is in trouble ({status})", "Try later")
-    raise DataError(f"the server does not give it ({status})", "Check the address")
+        raise TransientError(f"the server failed ({status})", "Try later")
+    raise DataError(f"the server refuses it ({status})", "Check the address")
 
 
 def _extent(response: requests.Response, offset: int) -> tuple[int, int | None]:
@@ -119,7 +119,10 @@ def _extent(response: requests.Response, offset: int) -> tuple[int, int | None]:
 
 
 def _validator(response: requests.Response) -> str | None:
-    """If-Range takes a strong entity tag or a date; a weak tag does not promise the same bytes."""
+    """Return a value that If-Range accepts, or None.
+
+    That is a strong entity tag or a date; a weak tag does not promise the same bytes.
+    """
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else response.headers.get("Last-Modified")
 

@@ -71,7 +71,7 @@ def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any) -> Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Protocol 2 has no bytes: Python 3 writes them there as latin1 text to be encoded."""
+    """Return the bytes that protocol 2 stores as latin1 text."""
     if encoding not in ("latin1", "latin-1"):
         raise DataError("bytes are stored in another encoding than latin1")
     return text.encode("latin1")

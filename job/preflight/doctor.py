@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job import events
-from job.data.archive import CIFAR100, Source, all_failed, copy_of, parse_source
+from job.data.archive import CIFAR100_SOURCES, Source, all_failed, copy_of, parse_source
 from job.data.download import kept
 from job.data.remote import HTTP, size_of
 from job.errors import DataError, JobError, MachineError
@@ -127,7 +127,7 @@ def check_data(sources: Sequence[str], cache: Path, store_cache: str | None) -> 
     if tuple(sources) == (DEMO_DATA,):
         return ok("data", "generated here")
     failures: list[JobError] = []
-    for source in [parse_source(text) for text in sources] or CIFAR100:
+    for source in [parse_source(text) for text in sources] or CIFAR100_SOURCES:
         try:
             location = _locate(source, cache, store_cache)
         except JobError as error:

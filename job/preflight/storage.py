@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.data.archive import CIFAR100, parse_source
+from job.data.archive import CIFAR100_SOURCES, parse_source
 from job.data.download import kept
 from job.errors import MachineError, PermissionRefusedError
 from job.preflight.check import NETWORK, Check, Finding, ok, warning
@@ -195,7 +195,7 @@ def data_bytes(sources: Sequence[str], cache: Path) -> int:
     """Return the bytes still to be downloaded and unpacked into `cache`; 0 where they are unknown."""
     if tuple(sources) == (DEMO_DATA,):
         return 0
-    source = parse_source(sources[0]) if sources else CIFAR100[0]
+    source = parse_source(sources[0]) if sources else CIFAR100_SOURCES[0]
     if not source.sha256 or not source.size:
         return 0
     download = 0 if kept(source.sha256, cache).exists() else source.size

@@ -171,9 +171,9 @@ def matrix_product(left: str, right: str, added: str = "") -> Formula:
 
 
 def _matrix(left: Operand, right: Operand, outputs: int, sparse: IsSparse) -> tuple[list[int], int]:
-    """Return the lengths of the dot products in `left` [..., m, k] times `right` [..., k, n] or [k].
+    """Return the lengths of the dot products, and how many of each there are.
 
-    Also how often each comes.
+    They are those of `left` [..., m, k] times `right` [..., k, n] or [k].
     """
     for constant, dim in ((left, -1), (right, max(-2, -len(right.shape)))):
         if sparse(constant) and constant.tensor is not None:

@@ -6,7 +6,7 @@ import io
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from job.score.tally import ACCUMULATORS, Baseline, LayerRow, Sums, Tally
+from job.score.tally import ACCUMULATORS, Baseline, LayerRow, OperationTotals, Tally
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,7 +95,7 @@ def _table(tally: Tally, layers: list[LayerRow]) -> Table:
     return table
 
 
-def _numbers(row: LayerRow | Sums) -> list[str]:
+def _numbers(row: LayerRow | OperationTotals) -> list[str]:
     return [f"{number:,.0f}" for number in (row.multiplications, row.additions, row.counted)]
 
 

@@ -16,7 +16,7 @@ from job.score.entry_2019 import leaderboard, writeup
 from job.score.graph import Graph, Operation
 from job.score.official import Storage, official
 from job.score.operations import TABLE, OwnRule, own_count, own_row
-from job.score.tally import ACCUMULATORS, CIFAR100, Baseline, Tally
+from job.score.tally import ACCUMULATORS, CIFAR100_BASELINE, Baseline, Tally
 from job.score.torchstat_check import cross_check
 from job.score.trace import trace
 from job.score.widths import Widths
@@ -95,7 +95,7 @@ def score(
     allow_unknown: bool = False,
     declared: Declared | None = None,
     freebie: bool = True,
-    baseline: Baseline | None = CIFAR100,
+    baseline: Baseline | None = CIFAR100_BASELINE,
     own_rules: Sequence[OwnRule] = (),
 ) -> Scores:
     """Count what `model` does for one image of `input_shape` (channels, height, width), batch size 1.
@@ -124,7 +124,7 @@ def score(
         kinds = ((op.layer, table[op.name].kind) for op in graph.operations if op.name in table)
         declared.check(graph.stored_names(), (name for op in kinds for name in (op[0], ":".join(op))))
     widths = Widths(graph, table, converted, declared, freebie)
-    storage = Storage(graph, widths, baseline or CIFAR100)
+    storage = Storage(graph, widths, baseline or CIFAR100_BASELINE)
     counters = {
         "writeup": lambda: writeup(graph, baseline),
         "leaderboard": lambda: leaderboard(graph, baseline),

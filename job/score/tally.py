@@ -44,14 +44,14 @@ class Baseline:
         return float(parameters) / self.parameters + float(operations) / self.operations
 
 
-CIFAR100 = Baseline("CIFAR-100", 36.5e6, 10.49e9)  # WideResNet-28-10 on 3,32,32
-IMAGENET = Baseline("ImageNet", 6.9e6, 1170e6)  # MobileNetV2 1.4 on 3,224,224
-BASELINES = {"cifar100": CIFAR100, "imagenet": IMAGENET}
+CIFAR100_BASELINE = Baseline("CIFAR-100", 36.5e6, 10.49e9)  # WideResNet-28-10 on 3,32,32
+IMAGENET_BASELINE = Baseline("ImageNet", 6.9e6, 1170e6)  # MobileNetV2 1.4 on 3,224,224
+BASELINES = {"cifar100": CIFAR100_BASELINE, "imagenet": IMAGENET_BASELINE}
 
 
 def usual_baseline(input_shape: tuple[int, ...]) -> Baseline | None:
     """Return the baseline for images of CIFAR-100's shape; None for others, which could be any task's."""
-    return CIFAR100 if input_shape == (3, 32, 32) else None
+    return CIFAR100_BASELINE if input_shape == (3, 32, 32) else None
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Sums:
+class OperationTotals:
     """The operations of several lines."""
 
     multiplications: int
@@ -88,7 +88,7 @@ class Sums:
     counted: int | float
 
     @classmethod
-    def of(cls, lines: Iterable[Line]) -> Sums:
+    def of(cls, lines: Iterable[Line]) -> OperationTotals:
         """Add up `lines`."""
         lines = list(lines)
         return cls(
@@ -120,7 +120,7 @@ class Tally:
     kinds: tuple[str, ...]
     lines: tuple[Line, ...]
     values: tuple[Values, ...]
-    baseline: Baseline | None = CIFAR100
+    baseline: Baseline | None = CIFAR100_BASELINE
 
     @property
     def parameters(self) -> Fraction:
@@ -157,10 +157,10 @@ class Tally:
         """Return the same count with sums of the declared widths."""
         return replace(self, lines=tuple(replace(line, counted=line.accumulated) for line in self.lines))
 
-    def operations(self) -> dict[str, Sums]:
+    def operations(self) -> dict[str, OperationTotals]:
         """Return the operations of each kind."""
         kinds = dict.fromkeys([*self.kinds, *(line.kind for line in self.lines)])
-        return {kind: Sums.of(line for line in self.lines if line.kind == kind) for kind in kinds}
+        return {kind: OperationTotals.of(line for line in self.lines if line.kind == kind) for kind in kinds}
 
     def layers(self) -> list[LayerRow]:
         """Return one row for each layer and kind, in order of execution, with the layer's parameters."""
@@ -171,7 +171,9 @@ class Tally:
         for value in self.values:
             parameters[value.layer] = parameters.get(value.layer, Fraction()) + value.counted
         table = [
-            LayerRow(layer, kind, **vars(Sums.of(lines)), parameters=number(parameters.pop(layer, 0)))
+            LayerRow(
+                layer, kind, **vars(OperationTotals.of(lines)), parameters=number(parameters.pop(layer, 0))
+            )
             for (layer, kind), lines in rows.items()
         ]
         silent = [

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from job.data.archive import CIFAR100, place
+from job.data.archive import CIFAR100_SOURCES, place
 from job.data.cifar import Dataset
 from job.data.dataset import prepare, recall
 from job.errors import ConfigurationError, DataError
@@ -197,8 +197,8 @@ def _recorded_source(store: Store, sha256: str) -> str:
     fix = "Name it with --data"
     report = Report.read(store)
     if report is None:
-        if sha256 == CIFAR100[0].sha256:
-            return CIFAR100[0].uri
+        if sha256 == CIFAR100_SOURCES[0].sha256:
+            return CIFAR100_SOURCES[0].uri
         raise ConfigurationError(f"{store.uri} has no report that names its data", fix)
     source = report.data.source
     if source != DEMO_DATA and local_path(source) is not None and local_path(store.uri) is None:

@@ -20,7 +20,7 @@ from job.text import percent
 from job.view.frontier import networks
 from job.view.stored_run import StoredRun, read
 
-CIFAR100 = "uoft-cs/cifar100"
+HUB_DATASET = "uoft-cs/cifar100"
 """The data set's name on the Hugging Face hub."""
 
 RECIPE_FIELDS = ("seed", "batch_size", "mixup_alpha", "weight_decay", "crop_padding", "holdout")
@@ -49,10 +49,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>&|~!$:@#]|(?<=www)\.)", re.IGNORECASE)
 
 
 def publish(store: Store) -> str:
-    """Write the card of the finished run in `store`, and return its address; one that is there is kept.
-
-    Someone may have edited it.
-    """
+    """Write the model card unless there is one, which may have been edited; return its address."""
     with contextlib.suppress(ConflictError):
         store.put_if_absent(layout.CARD, encode(read(store)))
     return f"{store.uri}/{layout.CARD}"
@@ -97,7 +94,7 @@ def _front_matter(run: StoredRun, report: Report) -> dict[str, Any]:
         "license": "mit",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "wide-resnet", "micronet-challenge", *_compression_tags(report)],
-        **({"datasets": [CIFAR100]} if run.on_cifar100 else {}),
+        **({"datasets": [HUB_DATASET]} if run.on_cifar100 else {}),
         "metrics": ["accuracy"],
         "model-index": [
             {
@@ -106,7 +103,7 @@ def _front_matter(run: StoredRun, report: Report) -> dict[str, Any]:
                     {
                         "task": {"type": "image-classification", "name": "Image Classification"},
                         "dataset": {
-                            "type": CIFAR100 if run.on_cifar100 else "other",
+                            "type": HUB_DATASET if run.on_cifar100 else "other",
                             "name": data,
                             "split": "test",
                         },

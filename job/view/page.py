@@ -24,10 +24,10 @@ from job.settings import DEMO_DATA
 from job.store.base import Store
 from job.text import duration, ordinal, percent
 from job.view import curves, standing
-from job.view.answers import ClassResult, Heat, Mistake, heat
 from job.view.comparison import Group, groups, labels, recipe_differences
 from job.view.frontier import frontier
 from job.view.plots import Timeline, timeline
+from job.view.predictions import ClassResult, Heat, Mistake, heat
 from job.view.standing import BlockShare, Standings, shares, standings
 from job.view.stored_run import StoredRun, downtimes, read
 
@@ -71,18 +71,18 @@ class RunView:
     @classmethod
     def of(cls, number: int, label: str, run: StoredRun, alone: bool) -> RunView:
         """Draw a run; what would make a page of many too heavy (images, layers) only where it is `alone`."""
-        results = run.answers.results() if run.answers else []
-        confusion = run.answers.confusion() if run.answers else None
+        classes = run.predictions.per_class() if run.predictions else []
+        confusion = run.predictions.confusion() if run.predictions else None
         return cls(
             number=number,
             label=label,
             run=run,
             timeline=timeline(run.attempts),
             downtimes=downtimes(run.attempts),
-            worst=results[:WORST],
+            worst=classes[:WORST],
             heat=heat(confusion) if confusion else None,
             shares=_shares(run) if alone else [],
-            mistakes=run.answers.worst_mistakes() if alone and run.answers else None,
+            mistakes=run.predictions.worst_mistakes() if alone and run.predictions else None,
             samples=run.samples if alone else None,
         )
 
@@ -245,6 +245,6 @@ def _data_uri(png: bytes) -> str:
 
 def _shares(run: StoredRun) -> list[BlockShare]:
     """Return the score by layer of a finished run whose number of classes is known."""
-    if run.report is None or run.answers is None or not run.answers.classes:
+    if run.report is None or run.predictions is None or not run.predictions.classes:
         return []
-    return shares(run.report, run.recipe, len(run.answers.classes))
+    return shares(run.report, run.recipe, len(run.predictions.classes))

@@ -58,7 +58,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plot:
-    """A line chart over epochs. `band` is an interval's area, `breaks` are where the machine went away."""
+    """A line chart over epochs. `band` is an interval's area, `breaks` are where the next attempt resumed."""
 
     title: str
     alt: str
@@ -198,7 +198,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Timeline:
-    """`breaks` are the ends of attempts that another followed, numbered from 1 where there are few."""
+    """The attempts of a run over time.
+
+    `breaks` are the ends of attempts that another followed, numbered from 1 where there are few.
+    """
 
     spans: list[Span]
     breaks: list[Tick]

@@ -1,4 +1,4 @@
-"""What the network answered to each test image: worst classes, confusion by superclass, worst mistakes."""
+"""What the network predicted for each test image: worst classes, confusion by superclass, worst mistakes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ MAX_MISTAKES, MAX_SIDE = 100, 64  # images that a page shows, and their pixels a
 
 @dataclass(frozen=True)
 class ClassResult:
-    """The answers to one class's images; `taken_for` is the most frequent wrong one, None without any."""
+    """The predictions for one class's images; `predicted_as` is the most frequent wrong one, None without."""
 
     name: str
     superclass: str | None
     correct: int
     total: int
-    taken_for: str | None
-    taken_count: int
+    predicted_as: str | None
+    predicted_count: int
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """`counts` [true, answered] of the test images, by superclass."""
+    """The confusion by superclass: `counts` [true, predicted] of the test images."""
 
     names: tuple[str, ...]
     counts: NDArray[np.int64]
@@ -45,13 +45,13 @@ class Mistake:
 
     index: int  # in the test set, from 0
     name: str
-    taken_for: str
+    predicted_as: str
     png: bytes
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Labels and answers of N images; `classes` and `superclasses` (of each class) are () where unknown.
+class Predictions:
+    """Labels and predictions of N images; `classes` and `superclasses` (of each class) are () where unknown.
 
     `mistakes` are indices of misclassified images, the largest loss first, and `images` their pixels; None
     where an older version wrote the file.
@@ -65,7 +65,7 @@ class Answers:
     images: NDArray[np.uint8] | None = None  # [M, 3, H, W]
 
     @classmethod
-    def decode(cls, data: bytes, sha256: str | None = None) -> Answers:
+    def decode(cls, data: bytes, sha256: str | None = None) -> Predictions:
         """Read `predictions.npz`; ValueError where it is damaged or not the one with that SHA-256."""
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError("its SHA-256 is not the report's")
@@ -81,14 +81,14 @@ class Answers:
             raise ValueError(str(error)[:200]) from error
         return found
 
-    def results(self) -> list[ClassResult]:
+    def per_class(self) -> list[ClassResult]:
         """Return every class that the test set has, the worst first."""
         size = 1 + int(max(self.label.max(), self.prediction.max()))
         totals = np.bincount(self.label, minlength=size)
         correct = np.bincount(self.label[self.label == self.prediction], minlength=size)
         wrong = self.label != self.prediction
         pairs, counts = np.unique(self.label[wrong] * size + self.prediction[wrong], return_counts=True)
-        worst: dict[int, tuple[int, int]] = {}  # class to its most frequent wrong answer and that one's count
+        worst: dict[int, tuple[int, int]] = {}  # of each class its most frequent mistake and that one's count
         for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
             if count > worst.get(pair // size, (0, 0))[1]:
                 worst[pair // size] = (pair % size, count)
@@ -101,8 +101,8 @@ class Answers:
                 superclass=self.superclasses[index] if self.superclasses else None,
                 correct=int(correct[index]),
                 total=int(totals[index]),
-                taken_for=self._name(worst[index][0]) if index in worst else None,
-                taken_count=worst[index][1] if index in worst else 0,
+                predicted_as=self._name(worst[index][0]) if index in worst else None,
+                predicted_count=worst[index][1] if index in worst else 0,
             )
             for index in order
         ]
@@ -136,7 +136,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Cell:
-    """Images of class `row` that were taken for `column`; `share` of the row, 0 to 1, `opacity` to draw."""
+    """Images of class `row` predicted as `column`; `share` of the row, 0 to 1, and `opacity` to draw."""
 
     row: int
     column: int
@@ -147,7 +147,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Heat:
-    """`size` per cent of the box are one cell's side; cells without images are left out."""
+    """A confusion matrix as cells to draw.
+
+    `size` per cent of the box are one cell's side; cells without images are left out.
+    """
 
     names: tuple[str, ...]
     size: float
@@ -222,14 +225,14 @@ def _mistakes(packed: zipfile.ZipFile) -> tuple[NDArray[Any], NDArray[Any]] | tu
     return _array(packed, "mistakes"), _array(packed, "mistake_images", dimensions=4)
 
 
-def _check(found: Answers) -> None:
+def _check(found: Predictions) -> None:
     label, prediction, classes = found.label, found.prediction, found.classes
     if label.dtype != np.int64 or prediction.dtype != np.int64 or label.ndim != 1 or not len(label):
         raise ValueError("it holds no labels")
     if label.shape != prediction.shape:
         raise ValueError("it holds another number of predictions than labels")
-    answers = np.concatenate((label, prediction))
-    if answers.min() < 0 or answers.max() >= (len(classes) or MAX_CLASSES):
+    classes_named = np.concatenate((label, prediction))
+    if classes_named.min() < 0 or classes_named.max() >= (len(classes) or MAX_CLASSES):
         raise ValueError("a label is out of bounds")
     if found.superclasses and len(found.superclasses) != len(classes):
         raise ValueError("not every class has a superclass")
@@ -237,7 +240,7 @@ def _check(found: Answers) -> None:
         _check_mistakes(found, found.mistakes, found.images)
 
 
-def _check_mistakes(found: Answers, mistakes: NDArray[Any], images: NDArray[Any]) -> None:
+def _check_mistakes(found: Predictions, mistakes: NDArray[Any], images: NDArray[Any]) -> None:
     count, channels, *sides = images.shape
     if images.dtype != np.uint8 or channels != 3 or not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
         raise ValueError("its mistake_images are no images")

@@ -103,7 +103,10 @@ class StandingsRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Standings:
-    """`entries` and `runs` are at per cent of the line; `places` are those of the runs."""
+    """The runs among the leaderboard's entries, on a logarithmic line.
+
+    `entries` and `runs` are at per cent of the line; `places` are those of the runs.
+    """
 
     entries: list[Tick]
     runs: list[Tick]

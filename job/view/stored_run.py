@@ -18,7 +18,7 @@ from job.run.records import Epoch, Identity, Scalar, Worker
 from job.run.report import AttemptEntry, Report
 from job.store.base import AbsentError, Store
 from job.view import status
-from job.view.answers import Answers
+from job.view.predictions import Predictions
 from job.view.status import Status
 
 MAX_BYTES = 2**25
@@ -67,7 +67,7 @@ class StoredRun:
     history: list[Epoch]  # in order
     attempts: list[AttemptSummary]
     status: Status | None
-    answers: Answers | None
+    predictions: Predictions | None
     samples: bytes | None  # a PNG
 
     @property
@@ -105,7 +105,7 @@ def read(store: Store) -> StoredRun:
     if report is None and not history and not turns:
         raise DataError(f"{store.uri} holds no run", "Name the --run of a training")
     sha256 = report.predictions.sha256 if report else None
-    answers = _file(store, layout.PREDICTIONS, lambda data, _: Answers.decode(data, sha256))
+    predictions = _file(store, layout.PREDICTIONS, lambda data, _: Predictions.decode(data, sha256))
     return StoredRun(
         uri=store.uri,
         report=report,
@@ -113,7 +113,7 @@ def read(store: Store) -> StoredRun:
         history=history,
         attempts=_attempts(store, turns, report),
         status=status.read(store) if turns and report is None else None,
-        answers=answers,
+        predictions=predictions,
         samples=_file(store, layout.SAMPLES, _png),
     )
 

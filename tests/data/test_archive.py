@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from job.data import download as downloads
-from job.data.archive import CIFAR100, Archive, Source, fetch, parse_source
+from job.data.archive import CIFAR100_SOURCES, Archive, Source, fetch, parse_source
 from job.data.cifar import FOLDER, load
 from job.data.extract import unpack
 from job.errors import (
@@ -101,8 +101,8 @@ def test_sources_that_are_all_misspelt_are_a_wrong_usage_with_each_reason(tmp_pa
 
 
 def test_the_default_source_is_the_home_of_cifar_100() -> None:
-    assert CIFAR100[0].size == 169_001_437
-    assert CIFAR100[0].sha256 == "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
+    assert CIFAR100_SOURCES[0].size == 169_001_437
+    assert CIFAR100_SOURCES[0].sha256 == "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
 
 
 @pytest.mark.parametrize("as_uri", [False, True])

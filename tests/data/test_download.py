@@ -57,7 +57,7 @@ def test_a_cut_download_resumes_where_it_was(tmp_path: Path, server: RangeServer
 
 
 def test_the_next_call_resumes_too(tmp_path: Path, server: RangeServer) -> None:
-    server.faults = [("cut", 400_000)] + [("status", 503)] * module.FRUITLESS_TRIES
+    server.faults = [("cut", 400_000)] + [("status", 503)] * module.TRIES_WITHOUT_PROGRESS
     with pytest.raises(MachineError, match="503") as caught:
         fetch([source(server)], tmp_path)
     assert caught.value.exit_code == 74
@@ -86,7 +86,7 @@ def test_a_killed_process_leaves_what_the_next_resumes(tmp_path: Path, server: R
 
 
 def test_a_file_that_changed_is_not_spliced(tmp_path: Path, server: RangeServer) -> None:
-    server.faults = [("cut", 400_000)] + [("status", 503)] * module.FRUITLESS_TRIES
+    server.faults = [("cut", 400_000)] + [("status", 503)] * module.TRIES_WITHOUT_PROGRESS
     with pytest.raises(MachineError):
         fetch([source(server, None, None)], tmp_path)
     server.files["/a.tar.gz"] = bytes(reversed(DATA))
@@ -107,7 +107,7 @@ def test_a_server_that_always_cuts_at_one_place_is_given_up(tmp_path: Path, serv
     server.faults = [("cut", 1000)] * 100
     with pytest.raises(MachineError):
         fetch([source(server)], tmp_path)
-    assert len(server.requests) == 1 + module.FRUITLESS_TRIES
+    assert len(server.requests) == 1 + module.TRIES_WITHOUT_PROGRESS
 
 
 def test_without_a_hash_the_source_is_asked_whether_it_changed(tmp_path: Path, server: RangeServer) -> None:
@@ -177,8 +177,8 @@ STATUSES = [
     (401, PermissionRefusedError, 1),
     (403, PermissionRefusedError, 1),
     (416, DataError, 1),
-    (429, MachineError, module.FRUITLESS_TRIES),
-    (500, MachineError, module.FRUITLESS_TRIES),
+    (429, MachineError, module.TRIES_WITHOUT_PROGRESS),
+    (500, MachineError, module.TRIES_WITHOUT_PROGRESS),
 ]
 
 
@@ -196,7 +196,7 @@ def test_a_server_that_drips_is_given_up(
     tmp_path: Path, server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "WINDOW_SECONDS", 1)
-    monkeypatch.setattr(module, "FRUITLESS_TRIES", 1)
+    monkeypatch.setattr(module, "TRIES_WITHOUT_PROGRESS", 1)
     server.faults = [("drip", 100), ("status", 503)]
     with pytest.raises(MachineError):
         fetch([source(server)], tmp_path)
@@ -213,7 +213,7 @@ def test_a_silent_server_is_given_up(
 
 
 def test_a_partial_file_longer_than_the_whole_is_dropped(tmp_path: Path, server: RangeServer) -> None:
-    server.faults = [("cut", 1000)] + [("status", 503)] * module.FRUITLESS_TRIES
+    server.faults = [("cut", 1000)] + [("status", 503)] * module.TRIES_WITHOUT_PROGRESS
     with pytest.raises(MachineError):
         fetch([source(server)], tmp_path)
     next(tmp_path.glob("*.partial")).write_bytes(DATA + b"more")
@@ -224,7 +224,7 @@ def test_a_partial_file_longer_than_the_whole_is_dropped(tmp_path: Path, server:
 def test_a_damaged_note_costs_the_partial_download_only(
     tmp_path: Path, server: RangeServer, note: str
 ) -> None:
-    server.faults = [("cut", 1000)] + [("status", 503)] * module.FRUITLESS_TRIES
+    server.faults = [("cut", 1000)] + [("status", 503)] * module.TRIES_WITHOUT_PROGRESS
     with pytest.raises(MachineError):
         fetch([source(server)], tmp_path)
     next(tmp_path.glob("*.json")).write_text(note)

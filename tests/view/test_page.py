@@ -333,8 +333,8 @@ def test_an_unfinished_run_has_a_page(tmp_path: Path) -> None:
 
 def test_misclassified_test_images_are_shown_with_their_answers(tmp_path: Path) -> None:
     one = run(tmp_path, epochs=5)
-    assert one.answers is not None
-    mistakes = one.answers.worst_mistakes()
+    assert one.predictions is not None
+    mistakes = one.predictions.worst_mistakes()
     assert mistakes is not None
     shown = re.findall(
         r'<li><img src="data:image/png;base64,([^"]+)" alt="Test image (\d+)"><strong>([^<]+)</strong>'
@@ -342,15 +342,15 @@ def test_misclassified_test_images_are_shown_with_their_answers(tmp_path: Path) 
         page.render([one]),
     )
     assert [(base64.b64decode(png), int(index), name, answer) for png, index, name, answer in shown] == [
-        (each.png, each.index, each.name, each.taken_for) for each in mistakes
+        (each.png, each.index, each.name, each.predicted_as) for each in mistakes
     ]
     assert len(shown) == 24
 
 
 def test_an_older_run_without_images_of_its_mistakes_has_a_page(tmp_path: Path) -> None:
     one = run(tmp_path, epochs=5)
-    assert one.answers is not None
-    older = replace(one, answers=replace(one.answers, mistakes=None, images=None))
+    assert one.predictions is not None
+    older = replace(one, predictions=replace(one.predictions, mistakes=None, images=None))
     assert "stored no test images, as older versions did not" in page.render([older])
 
 

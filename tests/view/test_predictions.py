@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.view.answers import MAX_UNPACKED, Answers, heat
+from job.view.predictions import MAX_UNPACKED, Predictions, heat
 
 LABEL = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3])
 PREDICTION = np.array([0, 0, 1, 1, 1, 1, 2, 3, 0, 2])
@@ -19,31 +19,31 @@ def npz(**arrays: object) -> bytes:
     return buffer.getvalue()
 
 
-def answers(
+def predictions(
     superclasses: tuple[str, ...] = ("x", "x", "y", "y"), classes: tuple[str, ...] = NAMES
-) -> Answers:
-    return Answers(LABEL, PREDICTION, classes, superclasses)
+) -> Predictions:
+    return Predictions(LABEL, PREDICTION, classes, superclasses)
 
 
 def test_classes_come_worst_first_with_what_they_are_taken_for() -> None:
-    results = answers().results()
-    assert [(result.name, result.correct, result.total) for result in results] == [
+    classes = predictions().per_class()
+    assert [(result.name, result.correct, result.total) for result in classes] == [
         ("d", 0, 1),
         ("c", 1, 3),
         ("a", 2, 4),
         ("b", 2, 2),
     ]
-    assert [(result.taken_for, result.taken_count) for result in results] == [
+    assert [(result.predicted_as, result.predicted_count) for result in classes] == [
         ("c", 1),
         ("a", 1),  # as often as "d": the first of equals
         ("b", 2),
         (None, 0),
     ]
-    assert [result.superclass for result in results] == ["y", "y", "x", "x"]
+    assert [result.superclass for result in classes] == ["y", "y", "x", "x"]
 
 
 def test_confusion_by_superclass() -> None:
-    confusion = answers().confusion()
+    confusion = predictions().confusion()
     assert confusion is not None
     assert confusion.names == ("x", "y")
     assert confusion.counts.tolist() == [[6, 0], [1, 3]]
@@ -55,14 +55,14 @@ def test_confusion_by_superclass() -> None:
 
 
 def test_without_names_there_are_numbers_and_no_confusion() -> None:
-    unnamed = answers((), ())
-    assert [result.name for result in unnamed.results()] == ["class 3", "class 2", "class 0", "class 1"]
+    unnamed = predictions((), ())
+    assert [result.name for result in unnamed.per_class()] == ["class 3", "class 2", "class 0", "class 1"]
     assert unnamed.confusion() is None
-    assert answers(("x",) * 4).confusion() is None  # of one superclass there is nothing to confuse
+    assert predictions(("x",) * 4).confusion() is None  # of one superclass there is nothing to confuse
 
 
 def test_a_file_is_read_with_its_names_and_without() -> None:
-    found = Answers.decode(npz(label=LABEL, prediction=PREDICTION, classes=np.array(NAMES)))
+    found = Predictions.decode(npz(label=LABEL, prediction=PREDICTION, classes=np.array(NAMES)))
     assert (found.label.tolist(), found.classes, found.superclasses) == (LABEL.tolist(), NAMES, ())
 
 
@@ -76,17 +76,17 @@ def with_mistakes(mistakes: object = (7, 2), images: object = IMAGES) -> bytes:
 
 
 def test_mistakes_have_their_image_and_both_names() -> None:
-    found = Answers.decode(with_mistakes()).worst_mistakes()
+    found = Predictions.decode(with_mistakes()).worst_mistakes()
     assert found is not None
-    assert [(each.index, each.name, each.taken_for) for each in found] == [(7, "c", "d"), (2, "a", "b")]
+    assert [(each.index, each.name, each.predicted_as) for each in found] == [(7, "c", "d"), (2, "a", "b")]
     for each, pixels in zip(found, IMAGES, strict=True):
         assert (np.asarray(Image.open(io.BytesIO(each.png))) == pixels.transpose(1, 2, 0)).all()
 
 
 def test_a_file_without_mistakes_is_read() -> None:
-    assert Answers.decode(npz(label=LABEL, prediction=PREDICTION)).worst_mistakes() is None
+    assert Predictions.decode(npz(label=LABEL, prediction=PREDICTION)).worst_mistakes() is None
     none = with_mistakes(np.zeros(0, np.int64), np.zeros((0, 3, 32, 32), np.uint8))
-    assert Answers.decode(none).worst_mistakes() == []
+    assert Predictions.decode(none).worst_mistakes() == []
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_file_without_mistakes_is_read() -> None:
 )
 def test_mistakes_that_no_run_wrote_are_refused(content: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        Answers.decode(content)
+        Predictions.decode(content)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_mistakes_that_no_run_wrote_are_refused(content: bytes, reason: str) -> 
 )
 def test_what_is_damaged_or_hostile_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - many causes
-        Answers.decode(content)
+        Predictions.decode(content)
 
 
 WHOLE = npz(label=LABEL, prediction=PREDICTION)
@@ -166,16 +166,16 @@ def changed(content: bytes, at: bytes, to: bytes) -> bytes:
 )
 def test_a_hostile_array_is_refused_before_it_is_made(content: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - many causes
-        Answers.decode(content)
+        Predictions.decode(content)
 
 
 def test_many_classes_take_no_square_of_memory() -> None:
     label = np.arange(10_000)
     tracemalloc.start()
-    results = Answers(label, label[::-1].copy(), (), ()).results()
+    classes = Predictions(label, label[::-1].copy(), (), ()).per_class()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(results) == 10_000
+    assert len(classes) == 10_000
     assert peak < 2**25
 
 
@@ -184,9 +184,9 @@ def test_a_bomb_is_not_unpacked() -> None:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("label.npy", bytes(MAX_UNPACKED + 1))
     with pytest.raises(ValueError, match="unpacks to more"):
-        Answers.decode(buffer.getvalue())
+        Predictions.decode(buffer.getvalue())
 
 
 def test_only_the_file_that_the_report_speaks_of() -> None:
     with pytest.raises(ValueError, match="SHA-256"):
-        Answers.decode(npz(label=LABEL, prediction=PREDICTION), "0" * 64)
+        Predictions.decode(npz(label=LABEL, prediction=PREDICTION), "0" * 64)

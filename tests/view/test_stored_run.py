@@ -49,7 +49,7 @@ def test_an_unfinished_run_has_a_status_and_no_report(store: Store) -> None:
     assert run.status is not None
     assert [record.epoch for record in run.history] == list(range(1, 11))
     assert run.attempts[-1].reason is None
-    assert run.answers is None
+    assert run.predictions is None
 
 
 def test_copied_outputs_are_enough(store: Store, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_copied_outputs_are_enough(store: Store, tmp_path: Path) -> None:
     assert (run.name, run.identity) == ("copy", report["run"]["id"])
     assert len(run.attempts) == 3
     assert {attempt.lost_seconds for attempt in run.attempts} == {None}
-    assert (run.answers, run.samples, run.recipe) == (None, None, {})
+    assert (run.predictions, run.samples, run.recipe) == (None, None, {})
 
 
 def test_what_came_after_the_end_is_no_attempt_at_the_run(store: Store) -> None:
