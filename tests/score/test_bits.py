@@ -347,6 +347,8 @@ def test_simulated_quantisation_has_the_bits_of_its_levels() -> None:
 class Between(nn.Module):
     """4-bit values, a function of them, and a layer of 4-bit weights."""
 
+    order: Tensor
+
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.register_buffer("order", torch.tensor([3, 1, 0, 2]))
