@@ -97,6 +97,7 @@ class Progress:
         self.done = self.began_with = 0  # steps
         self.first_step: float | None = None  # when it was done here
         self.records: list[dict[str, float]] = []
+        self.foreign = 0
         self.live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -124,6 +125,7 @@ class Progress:
         """Count what earlier attempts did; epoch and step from 0, and the records of the whole epochs."""
         self.done = self.began_with = epoch * self.workload.steps_per_epoch + step
         self.records = list(records)
+        self.foreign = len(self.records) + (step > 0)  # epochs whose speed is another attempt's, in part
 
     def advance(self) -> None:
         """Count a step."""
@@ -181,7 +183,8 @@ class Progress:
         if self.first_step is not None and here >= STEADY_STEPS:
             elapsed = time.monotonic() - self.first_step
             mean = here * self.workload.batch_size / elapsed
-            figures.append(f"{self.records[-1]['images_per_second'] if self.records else mean:,.0f} images/s")
+            own = self.records[self.foreign :]
+            figures.append(f"{own[-1]['images_per_second'] if own else mean:,.0f} images/s")
             figures.append(f"{duration(elapsed / here * (self.workload.steps - self.done))} left")
         age = self.checkpoint_age()
         figures.append("no new checkpoint yet" if age is None else f"checkpoint {duration(age)} old")

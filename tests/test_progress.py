@@ -47,6 +47,21 @@ def test_control_characters_would_be_found() -> None:
     assert not CONTROL.search("18:12 accuracy 80 % ▁▂\n")
 
 
+def test_the_speed_is_of_this_attempt() -> None:
+    """Another machine had 800 images/s, and a part of the second epoch."""
+    workload = Workload(ONE_CYCLE, 2 * STEADY_STEPS, 256, lambda epoch, step: (0.1, 0.9))
+    progress = Progress(workload, lambda: None)
+    figures = {"train_loss": 1.0, "images_per_second": 800.0}
+    progress.begin_at(1, 2, [figures])
+    for _ in range(STEADY_STEPS + 2):
+        progress.advance()
+    assert "800 images/s" not in progress._figures(1, 8)
+    progress.epoch(figures)
+    assert "800 images/s" not in progress._figures(1, 9)
+    progress.epoch(figures | {"images_per_second": 90.0})
+    assert "90 images/s" in progress._figures(1, 9)
+
+
 @pytest.mark.parametrize("columns", [80, 200])
 def test_a_terminal_shows_where_the_training_is(columns: int) -> None:
     terminal = Terminal([sys.executable, "-c", TRAINING, "human", "0.02"], columns)
