@@ -97,7 +97,7 @@ class Trainer:
         group: Group = ALONE,
     ) -> None:
         self.network, self.batches, self.recipe, self.after_step = network, batches, recipe, after_step
-        self.epoch = self.step = 0
+        self._at = 0, 0  # epoch and step: one value, since other threads read the place
         self.seconds_before = 0.0  # of training in this epoch, up to `started`
         self.started: float | None = None
         self.loss_total = torch.zeros((), device=batches.device)  # of the epoch's steps so far
@@ -145,13 +145,23 @@ class Trainer:
         }
 
     @property
+    def epoch(self) -> int:
+        """The epoch, from 0, that training continues with."""
+        return self._at[0]
+
+    @property
+    def step(self) -> int:
+        """The step of that epoch, from 0."""
+        return self._at[1]
+
+    @property
     def place(self) -> Place:
-        """Where the training is."""
-        return Place.of(self.epoch, self.step, len(self.batches))
+        """Where the training is; any thread may ask."""
+        return Place.of(*self._at, len(self.batches))
 
     def next_epoch(self) -> None:
         """Continue with the first step of the next epoch."""
-        self.epoch, self.step, self.seconds_before = self.epoch + 1, 0, 0.0
+        self._at, self.seconds_before = (self.epoch + 1, 0), 0.0
         self.loss_total.zero_()
 
     def state(self, history: Sequence[Epoch]) -> TrainingState:
@@ -180,10 +190,10 @@ class Trainer:
                 "Give more epochs in --cycles",
             )
         self._load(state)
-        self.epoch, self.step, self.seconds_before = state.epoch, state.step, state.epoch_seconds
+        self._at, self.seconds_before = (state.epoch, state.step), state.epoch_seconds
         self.loss_total.copy_(state.loss_total)
         if state.steps_per_epoch != len(self.batches):
-            self.step, self.seconds_before = 0, 0.0
+            self._at, self.seconds_before = (state.epoch, 0), 0.0
             self.loss_total.zero_()
             events.warn("epoch_restarted", epoch=self.epoch + 1, steps_dropped=state.step)
 
@@ -246,7 +256,7 @@ class Trainer:
             self.scaler.step(self.optimizer)  # leaves an fp16 step that overflowed out, without a read
             self.scaler.update()
             self.compression.after_step(self.phase)
-        self.step = step + 1
+        self._at = epoch, step + 1
         self.after_step()
 
     def _learn(self, images: Tensor, targets: Tensor) -> Tensor:
