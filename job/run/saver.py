@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job import events
-from job.errors import DataError, MachineError
+from job.errors import DataError, JobError, MachineError
 from job.run import layout
 from job.run.records import Place
 from job.run.state import TrainingState
@@ -73,6 +73,11 @@ class Saver:
     def due(self) -> bool:
         """Return whether the interval has passed since the last state was offered."""
         return time.monotonic() - self.last_offer >= self.every_seconds
+
+    @property
+    def failing(self) -> bool:
+        """Return whether the store was out of reach at the last commit."""
+        return self._failing_since is not None
 
     def age(self) -> float | None:
         """Return the seconds since the newest durable state was taken, None before the first."""
@@ -186,6 +191,7 @@ class Unsaved:
         self._fingerprint, self._is_attempt = fingerprint, is_attempt
         self._own = layout.unsaved(fingerprint, generation, owner)
         self._found: list[str] = []
+        self.kept: tuple[int, int] | None = None  # epoch and step of the state that this attempt keeps
 
     @property
     def path(self) -> str:
@@ -195,7 +201,12 @@ class Unsaved:
     def keep(self, state: TrainingState) -> None:
         """Write the state; MachineError when the disk is full."""
         data = state.encode()
-        self._store.put(self._own, hashlib.sha256(data).digest() + data)
+        self.kept = (state.epoch, state.step)  # before the write, during which an older one may be saved
+        try:
+            self._store.put(self._own, hashlib.sha256(data).digest() + data)
+        except JobError:
+            self.kept = None
+            raise
 
     def find(self, most: int) -> tuple[str, TrainingState] | None:
         """Return the file and the furthest state, of at most `most` bytes; None where none is whole."""
@@ -219,9 +230,12 @@ class Unsaved:
             return kept
         return state
 
-    def drop(self) -> None:
-        """Remove what this attempt kept and what it has found."""
-        for name in (self._own, *self._found):
+    def drop(self, epoch: int, step: int) -> None:
+        """Remove what is found and, up to that place (from 0), what this attempt keeps: it is saved."""
+        if self.kept is None or self.kept <= (epoch, step):  # not one kept while an older one was saved
+            self._store.delete(self._own)
+            self.kept = None
+        for name in self._found:
             self._store.delete(name)
         self._found = []
 

@@ -30,7 +30,7 @@ from job.store.retry import patiently
 from job.train.summary import finished_outputs
 
 MAX_TEXT = 1000  # characters of what an attempt says of itself
-NONE_GOOD = "no checkpoint of this attempt came before"
+NONE_GOOD = "this attempt saved no checkpoint before"
 FIRST_NOTICE_SECONDS = 2.0  # that a start waits at most for a cloud to say that the machine is going
 
 
@@ -179,7 +179,7 @@ class Attempt:
                 "Lower the learning rate in --cycles, or use --precision fp32",
             )
         self._write({layout.STATE: state.encode()}, state.epoch, state.step, state.steps_per_epoch)
-        self.unsaved.drop()
+        self.unsaved.drop(state.epoch, state.step)
         self.history_copy.write(History(state.history).encode())
         if self.recipe_copy:
             self.recipe_copy.write(self.run.encode_recipe())

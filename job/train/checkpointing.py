@@ -17,7 +17,6 @@ from job.run.lineage import Heartbeat
 from job.run.outputs import History
 from job.run.records import Beat
 from job.run.state import TrainingState
-from job.store.base import RefusedError, TransientError
 from job.train.attempt import Attempt
 from job.train.trainer import Trainer
 
@@ -48,9 +47,8 @@ class Checkpointing:
         except (DeviceLostError, PeerLostError) as error:
             self.settle(error.message)
             raise
-        except (MachineError, PermissionRefusedError) as error:  # the store takes nothing any more
-            if error is self.saver.error or isinstance(error, TransientError | RefusedError):
-                error.message += f"; {self._keep_on_disk()}"
+        except (MachineError, PermissionRefusedError) as error:  # the store may take nothing any more
+            error.message += f"; {self._keep_on_disk(self._last_state())}"
             raise
         except Exception:
             self._flush()
@@ -94,25 +92,37 @@ class Checkpointing:
         state, durable = self._last_state(), self.saver.durable
         if state and (durable is None or (durable.epoch, durable.step) != (state.epoch, state.step)):
             self.saver.offer(state)
-        saved = self.saver.flush(self.preemption.deadline)
+        saved = not self.saver.failing and self.saver.flush(self._half_of_grace())
+        kept = ""
+        if not saved and not isinstance(self.saver.error, FencedError):
+            kept = self._keep_on_disk(state)  # now: a store that does not answer takes all of the grace
+            saved = self.saver.flush(self.preemption.deadline)
         if isinstance(self.saver.error, FencedError):
             raise self.saver.error
         if saved:
-            self.attempt.checkpoints.end("preempted")
-        place = self.saver.durable or "what this attempt began with"
-        lost = "" if saved and state else f", and the steps up to {self.trainer.place} are lost"
-        return PreemptedError(f"{reason.message}; durable is {place}{lost}", "Run the same command again")
+            self.attempt.end("preempted")
+        durable = self.saver.durable
+        message = f"durable is {durable}" if durable else "no checkpoint was saved by this attempt"
+        if not (saved and state) and not self.attempt.unsaved.kept:
+            message += f", and the steps up to {self.trainer.place} are lost"
+        if kept and not saved:
+            message += f"; {kept}"
+        return PreemptedError(f"{reason.message}; {message}", "Run the same command again")
 
-    def _keep_on_disk(self) -> str:
-        """Keep the state on this machine; return what has come of it."""
-        state = self._last_state()
+    def _half_of_grace(self) -> float | None:
+        """Return when half of the time for saving is over (time.monotonic()); None where it has no end."""
+        deadline, now = self.preemption.deadline, time.monotonic()
+        return None if deadline is None else now + (deadline - now) / 2
+
+    def _keep_on_disk(self, state: TrainingState | None) -> str:
+        """Save the state locally; return a message with the path or the failure."""
         if state is None:
             return "the state could not be kept either"
         try:
             self.attempt.unsaved.keep(state)
-        except JobError as error:  # the store's own error is the one to raise
+        except JobError as error:  # what ends the training is the error to raise
             return f"the state could not be kept either ({error.message})"
-        return f"the state is kept in {self.attempt.unsaved.path}"
+        return f"the state is kept in {self.attempt.unsaved.path}, at {state.place}"
 
     def _state(self) -> TrainingState:
         return self.trainer.state(self.history.records)
@@ -133,17 +143,17 @@ class Checkpointing:
 
     def _beat(self) -> Beat:
         """Return where the training is."""
-        history, trainer = self.history.records, self.trainer
+        history, trainer, place = self.history.records, self.trainer, self.trainer.place
         accuracies = [record.accuracy for record in history if record.accuracy is not None]
         safe = self.saver.durable.taken if self.saver.durable else self.began
-        phase = trainer.recipe.phase_at(trainer.place.epoch - 1)
+        phase = trainer.recipe.phase_at(place.epoch - 1)
         several = len(trainer.recipe.phases) > 1
         name = phase.name if several else "training"
         return Beat(
             phase="finished" if self.attempt.finished else name,
-            phase_epoch=trainer.place.epoch - phase.first if several else None,
+            phase_epoch=place.epoch - phase.first if several else None,
             phase_epochs=phase.epochs if several else None,
-            **trainer.place._asdict(),
+            **place._asdict(),
             epochs=trainer.recipe.epochs,
             steps_per_epoch=len(trainer.batches),
             batch_size=trainer.recipe.batch_size,

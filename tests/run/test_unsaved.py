@@ -36,7 +36,7 @@ def test_the_furthest_state_of_the_run_is_found_by_a_later_attempt_and_dropped(t
     found = later.find(MOST)
     assert found
     assert (found[0], found[1].epoch, found[1].step) == (unsaved(tmp_path, 2, A).path, 2, 1)
-    later.drop()
+    later.drop(2, 2)
     assert list(tmp_path.glob("unsaved-*")) == []
 
 
@@ -44,7 +44,7 @@ def test_what_another_run_or_recipe_kept_is_neither_found_nor_dropped(tmp_path: 
     unsaved(tmp_path, 1, A).keep(state(1, 3))
     for other in (unsaved(tmp_path, 1, B), unsaved(tmp_path, 2, A, recipe="ba9876543210")):
         assert other.find(MOST) is None
-        other.drop()
+        other.drop(9, 0)
     assert unsaved(tmp_path, 2, A).find(MOST)
 
 
@@ -62,6 +62,15 @@ def test_what_an_older_version_kept_for_any_run_of_the_recipe_is_named_and_left(
     Path(kept.path).rename(old)
     with capture_logs() as logs:
         assert kept.find(MOST) is None
-    kept.drop()
+    kept.drop(9, 0)
     assert old.exists()
     assert [(log["event"], log["file"]) for log in logs] == [("unsaved_state_ignored", str(old))]
+
+
+def test_a_state_that_was_kept_while_an_older_one_was_being_saved_stays(tmp_path: Path) -> None:
+    kept = unsaved(tmp_path, 1, A)
+    kept.keep(state(1, 3))
+    kept.drop(1, 2)
+    assert Path(kept.path).exists()
+    kept.drop(1, 3)
+    assert not Path(kept.path).exists()
