@@ -206,13 +206,14 @@ class Recipe:
     def differences(self, other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Return {field: (the other's value, this one's)} where `other`, from `to_json`, differs.
 
-        A field that an older program's recipe lacks has its value of then.
+        A field that an older program's recipe lacks has its value of then; one that only a newer program's
+        has differs, and is None here.
         """
         mine, other = self.to_json(), self.before() | other
         return {
-            field.name: (other.get(field.name), mine[field.name])
-            for field in fields(self)
-            if other.get(field.name) != mine[field.name]
+            name: (other.get(name), mine.get(name))
+            for name in mine | other
+            if name not in mine or other.get(name) != mine[name]
         }
 
 

@@ -92,6 +92,12 @@ def test_a_field_that_an_older_recipe_lacks_has_its_value_of_then() -> None:
     assert Later().fingerprint != Recipe().fingerprint
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.0])
+def test_a_field_that_only_a_newer_recipe_has_is_a_difference(smoothing: float) -> None:
+    newer = Later(label_smoothing=smoothing).to_json()
+    assert Recipe().differences(newer) == {"label_smoothing": (smoothing, None)}
+
+
 @pytest.mark.parametrize(
     ("recipe", "fingerprint"),
     [

@@ -53,10 +53,16 @@ class Run:
         recipe = newest.recipe if newest and newest.recipe else self._created
         differences = self.recipe.differences(recipe)
         if differences and not (self._accept_drift and differences.keys().isdisjoint(SHAPE)):
-            changes = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in differences.items())
+            newer = differences.keys() - self.recipe.to_json().keys()
+            changes = ", ".join(
+                f"{name} {old!r}, a field of a newer version" if name in newer else f"{name} {old!r} -> {new!r}"
+                for name, (old, new) in differences.items()
+            )
             raise ConfigurationError(
                 f"{self.store.uri} belongs to another recipe: {changes}",
-                "Ask for the same recipe, or give this one its own folder with --run",
+                "Resume with the version that wrote it, or a newer one"
+                if newer
+                else "Ask for the same recipe, or give this one its own folder with --run",
             )
 
     def recipe_copy(self) -> Copy | None:

@@ -180,6 +180,18 @@ def test_the_recipe_is_the_one_that_the_newest_checkpoint_was_trained_with(store
     assert json.loads(store.get(layout.RECIPE).data)["batch_size"] == 16  # killed before it was copied
 
 
+def test_a_run_of_a_newer_program_is_refused_with_the_field_that_this_one_lacks(store: Store) -> None:
+    newer = RECIPE.to_json() | {"label_smoothing": 0.1}
+    run = Run.open(store, RECIPE)
+    worker = Worker.parse({"host": "there", "recipe": newer}, "worker")
+    checkpoints, _ = Checkpoints.claim(store, run.identity, worker)
+    checkpoints.commit({layout.STATE: b"x"}, epoch=0, step=3, position=3, checkpoints=1)
+    with pytest.raises(ConfigurationError, match=r"label_smoothing 0\.1, a field of a newer version") as caught:
+        Run.open(store, RECIPE)
+    assert caught.value.fix == "Resume with the version that wrote it, or a newer one"
+    Run.open(store, RECIPE, accept_drift=True)
+
+
 def test_a_recipe_that_changed_between_opening_and_claim_is_refused_without_fencing(
     store: Store, tmp_path: Path
 ) -> None:
