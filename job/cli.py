@@ -10,6 +10,8 @@ from job.errors import NO_THREAD, JobError, MachineError, PreemptedError
 from job.machine import process
 from job.machine.preemption import Preemption
 
+FREE_SOME = "Free some, or use another machine"
+
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of the README's table."""
@@ -44,14 +46,17 @@ def _run() -> int:
 
 
 def _shortage(error: Exception) -> MachineError | None:
-    """Return what the machine has run out of, where that is what `error` says."""
+    """Return a MachineError if `error` means an exhausted resource, else None."""
+    from job.machine.faults import is_host_memory
+
+    if is_host_memory(error):
+        reason = next(iter(str(error).splitlines()), "MemoryError")
+        return MachineError(f"the machine has too little memory ({reason})", FREE_SOME)
     if isinstance(error, OSError):
         from job.store.files import SHORT
 
         if error.errno in SHORT:
-            return MachineError(
-                f"{error.filename or 'the machine'}: {error.strerror}", "Free some, or use another machine"
-            )
+            return MachineError(f"{error.filename or 'the machine'}: {error.strerror}", FREE_SOME)
     if isinstance(error, RuntimeError) and str(error) == NO_THREAD:
         return process.too_few_threads()
     return None

@@ -463,3 +463,26 @@ def test_a_demo_is_saved_every_few_seconds(monkeypatch: pytest.MonkeyPatch, micr
     for words in (["--demo"], ["--demo", "--checkpoint-every", "60s"], []):
         micronet("train", "--device", "cpu", *words)
     assert [placement.attempt.checkpoint_every for placement in placements] == [5.0, 60.0, 60.0]
+
+
+LITTLE_MEMORY = """
+import pathlib, resource
+used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+"""
+
+
+def test_too_little_memory_of_the_processor_names_the_batch_size(archive: Path, tmp_path: Path) -> None:
+    """A convolution of 4096 channels has 604 MB of weights, and the process may have 268 MB more."""
+    words = [*arguments(archive, tmp_path / "run"), *SHORT, "--width", "64"]
+    done = process("train", *words, before=LITTLE_MEMORY)
+    assert done.returncode == 78, done.stderr[-500:]
+    last = done.stderr.splitlines()[-1]
+    assert "the processor has too little memory" in last
+    assert "Lower --batch-size, now 8" in last
+
+
+def test_too_little_memory_elsewhere_is_the_machines_fault() -> None:
+    done = process("score", "--input", "3,4000000,4000000")
+    assert done.returncode == 74, done.stderr[-500:]
+    assert "the machine has too little memory" in done.stderr.splitlines()[-1]

@@ -23,6 +23,9 @@ BUGS = {
 LIBRARY_FAULT = re.compile(r"CU[A-Z]+_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)")
 """How cuBLAS and cuDNN report a fault of the device, in a plain RuntimeError."""
 
+HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""How PyTorch reports too little memory of the host, in a plain RuntimeError (c10/core/alloc_cpu.cpp)."""
+
 TICK_SECONDS = 1.0
 
 
@@ -34,8 +37,8 @@ class DeviceLostError(MachineError):
 def explained(memory_fix: str) -> Iterator[None]:
     """Raise the JobError for what the block raises about the device.
 
-    DeviceLostError (74), ConfigurationError (78) with `memory_fix` for too little memory, JobError (1) for a
-    bug; an error that is not about the device stays as it is.
+    DeviceLostError (74), ConfigurationError (78) with `memory_fix` for too little memory, the processor's
+    too, JobError (1) for a bug; an error that is not about the device stays as it is.
     """
     import torch  # not at the top: the watchdog needs none
 
@@ -56,7 +59,20 @@ def explained(memory_fix: str) -> Iterator[None]:
     except RuntimeError as error:
         if LIBRARY_FAULT.search(str(error)):
             raise _lost(error) from error
-        raise
+        if not is_host_memory(error):
+            raise
+        raise ConfigurationError(
+            f"the processor has too little memory: {_first_line(error)}", memory_fix
+        ) from error
+    except MemoryError as error:
+        raise ConfigurationError(
+            f"the processor has too little memory ({_first_line(error) or 'MemoryError'})", memory_fix
+        ) from error
+
+
+def is_host_memory(error: Exception) -> bool:
+    """Return whether `error` says that the processor's memory does not suffice."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and HOST_MEMORY in str(error))
 
 
 def _lost(error: RuntimeError) -> DeviceLostError:
@@ -65,10 +81,11 @@ def _lost(error: RuntimeError) -> DeviceLostError:
     )
 
 
-def _first_line(error: RuntimeError) -> str:
+def _first_line(error: Exception) -> str:
     """Return the line that names the error; fastai puts one of its own above it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "CUDA" in line or "CUDNN" in line), lines[0] if lines else "")
+    named = (line for line in lines if any(name in line for name in ("CUDA", "CUDNN", HOST_MEMORY)))
+    return next(named, lines[0] if lines else "")
 
 
 class Watchdog:

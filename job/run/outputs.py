@@ -55,7 +55,7 @@ class Run:
         if differences and not (self._accept_drift and differences.keys().isdisjoint(SHAPE)):
             newer = differences.keys() - self.recipe.to_json().keys()
             changes = ", ".join(
-                f"{name} {old!r}, a field of a newer version" if name in newer else f"{name} {old!r} -> {new!r}"
+                f"{name} {old!r}" + (", a field of a newer version" if name in newer else f" -> {new!r}")
                 for name, (old, new) in differences.items()
             )
             raise ConfigurationError(

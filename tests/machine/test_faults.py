@@ -24,6 +24,7 @@ def accelerator_error(code: int, message: str) -> torch.AcceleratorError:
 
 
 ECC = "CUDA error: uncorrectable ECC error encountered"
+HOST = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
 CUBLAS = "CUDA error: CUBLAS_STATUS_{} when calling `cublasSgemm( handle, opa, opb, m, n, k)`"
 
 
@@ -41,18 +42,26 @@ CUBLAS = "CUDA error: CUBLAS_STATUS_{} when calling `cublasSgemm( handle, opa, o
         (accelerator_error(710, "CUDA error: device-side assert triggered"), JobError, 1, "CUDA error 710"),
         (accelerator_error(700, "CUDA error: an illegal memory access"), JobError, 1, "CUDA error 700"),
         (torch.OutOfMemoryError("CUDA out of memory."), ConfigurationError, 78, "Use fewer"),
+        (RuntimeError(FASTAI + HOST), ConfigurationError, 78, "DefaultCPUAllocator: can't allocate memory"),
+        (MemoryError("Unable to allocate 8.00 PiB"), ConfigurationError, 78, "8.00 PiB). Use fewer"),
+        (MemoryError(), ConfigurationError, 78, "the processor has too little memory (MemoryError)"),
         (RuntimeError(CUBLAS.format("EXECUTION_FAILED")), DeviceLostError, 74, "CUBLAS_STATUS"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceLostError, 74, "CUDNN_STATUS"),
     ],
 )
 def test_an_error_of_the_device_has_its_exit_code(
-    error: RuntimeError, kind: type[JobError], exit_code: int, words: str
+    error: Exception, kind: type[JobError], exit_code: int, words: str
 ) -> None:
     with pytest.raises(kind) as caught, explained("Use fewer"):
         raise error
     assert caught.value.exit_code == exit_code
     assert words in str(caught.value)
     assert caught.value.__cause__ is error
+
+
+def test_the_processors_own_allocator_reports_too_little_memory_so() -> None:
+    with pytest.raises(ConfigurationError, match="processor has too little memory"), explained("Use fewer"):
+        torch.empty(2**55)
 
 
 @pytest.mark.parametrize("message", ["mat1 and mat2 cannot be multiplied", CUBLAS.format("INVALID_VALUE")])
