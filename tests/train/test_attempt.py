@@ -186,7 +186,7 @@ def test_a_run_of_a_newer_program_is_refused_with_the_field_that_this_one_lacks(
     worker = Worker.parse({"host": "there", "recipe": newer}, "worker")
     checkpoints, _ = Checkpoints.claim(store, run.identity, worker)
     checkpoints.commit({layout.STATE: b"x"}, epoch=0, step=3, position=3, checkpoints=1)
-    with pytest.raises(ConfigurationError, match="label_smoothing 0.1, a field of a newer") as caught:
+    with pytest.raises(ConfigurationError, match=r"label_smoothing .* a field of a newer") as caught:
         Run.open(store, RECIPE)
     assert caught.value.fix == "Resume with the version that wrote it, or a newer one"
     Run.open(store, RECIPE, accept_drift=True)
