@@ -98,6 +98,39 @@ def test_the_log_format_may_stand_behind_the_command(tmp_path: Path) -> None:
     assert json.loads(done.stderr)["event"] == "stopped"
 
 
+WRONG = [
+    ["train", "--log-format", "json", "--depth", "x"],
+    ["train", "--depth", "x", "--log-format", "json"],
+    ["--log-format", "json", "train", "--no-such-option"],
+    ["train", "--no-such-option", "--log-format=json"],
+    ["--log-format", "json", "no-such-command"],
+    ["train", "--cycles", "200", "--log-format", "json"],
+    ["submit", "aws", "--log-format", "json"],
+    ["submit", "gcp", "--run", "s3://bucket/run", "--log-format", "json", "--gpus", "0"],
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_a_wrong_command_line_is_an_event_where_events_are_json(arguments: list[str]) -> None:
+    done = micronet(*arguments)
+    assert done.returncode == 2
+    (event,) = map(json.loads, done.stderr.splitlines())
+    assert (event["event"], event["exit_code"]) == ("stopped", 2)
+    assert event["cause"]
+
+
+def test_the_environment_asks_for_json_too() -> None:
+    done = micronet("train", "--depth", "x", MICRONET_LOG_FORMAT="json")
+    assert json.loads(done.stderr)["exit_code"] == 2
+
+
+def test_each_scheduler_takes_the_log_format_behind_it() -> None:
+    run = ["--run", "s3://bucket/run", "--dry-run"]
+    done = micronet("submit", "aws", *run, "--log-format", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+
+
 def test_the_cache_is_the_same_wherever_a_command_is_called_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from itertools import pairwise
+
 import click
 
 from job import VERSION, events
@@ -44,16 +48,18 @@ COMMANDS = (
     selftest.selftest,
     bench.bench,
 )
-for command in COMMANDS:
+for command in (*COMMANDS, *submit.submit.commands.values()):
     command.params.append(
         click.Option(
             ["--log-format"],
             type=LOG_FORMAT,
             expose_value=False,
+            is_eager=True,
             callback=_configure_behind,
             help=LOG_FORMAT_HELP,
         )
     )
+for command in COMMANDS:
     cli.add_command(command)
 
 
@@ -62,5 +68,19 @@ def run(preemption: Preemption) -> int:
     try:
         return cli.main(standalone_mode=False, obj=preemption) or 0
     except click.ClickException as error:
-        error.show()
+        if _wants_json(sys.argv[1:]):
+            events.configure("json")
+            events.stopped(error.format_message(), "", error.exit_code)
+        else:
+            error.show()
         return error.exit_code
+
+
+def _wants_json(words: list[str]) -> bool:
+    """Return whether the command line asks for JSON, although an error in it may have hidden that."""
+    return (
+        events.log_format() == "json"
+        or os.environ.get("MICRONET_LOG_FORMAT") == "json"
+        or "--log-format=json" in words
+        or ("--log-format", "json") in pairwise(words)
+    )
