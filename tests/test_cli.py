@@ -151,7 +151,7 @@ def test_a_command_that_somebody_waits_for_gives_a_dead_endpoint_up_in_seconds()
         deaf.bind(("127.0.0.1", 0))  # not listening: refused
         endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
-        commands = (["status"], ["report"], ["evaluate"], ["score", "--checkpoint"])
+        commands = (["status"], ["report"], ["evaluate"], ["export"], ["score", "--checkpoint"])
         began = time.monotonic()
         with ThreadPoolExecutor(len(commands)) as pool:
             started = [

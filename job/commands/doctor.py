@@ -21,10 +21,12 @@ from job.commands.options import (
     recipe_options,
     setting_option,
     sources,
+    start_option,
     store_cache_option,
+    teacher_option,
 )
 from job.events import printable
-from job.settings import DataSettings, DeviceSettings, Placement
+from job.settings import DataSettings, DeviceSettings, Origins, Placement
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +39,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 EXAMPLES = """\b
 Examples:
   micronet doctor --run s3://bucket/runs/first
+  micronet doctor --recipe compact --from runs/first
   micronet doctor --json
 """
 
@@ -46,6 +49,8 @@ Examples:
 @data_option
 @demo_option
 @recipe_option
+@start_option
+@teacher_option
 @cache_option
 @store_cache_option
 @device_option
@@ -60,6 +65,8 @@ def doctor(
     data: tuple[str, ...],
     demo: bool,
     named: str | None,
+    start: str | None,
+    teacher: str | None,
     cache: str,
     store_cache: str | None,
     device: str,
@@ -69,20 +76,21 @@ def doctor(
 ) -> int:
     """Check all that a run needs, in seconds.
 
-    That is GPU, driver, store, credentials, clock, disks and data. Each failure has its cause, its fix and
-    the exit code that `train` would end with. The command's exit code is that of the first failure that
-    another machine would have too, else of the first.
+    That is GPU, driver, store, credentials, clock, disks, data and the weights of --from and --teacher. Each
+    failure has its cause, its fix and the exit code that `train` would end with. The command's exit code is
+    that of the first failure that another machine would have too, else of the first.
     """
     from job.data.archive import place
     from job.machine.launch import AUTO, resolve
     from job.preflight.doctor import examine, exit_code
 
     demo = is_demo(demo, named, data)
-    recipe = chosen_recipe(context, demo, named, values)
+    recipe = chosen_recipe(context, demo, named, values, start)
     placement = Placement(
         run,
         DataSettings(sources(data, demo), cache),
         DeviceSettings(chosen_device(device, gpu_required=not demo)),
+        origins=Origins(start, teacher),
     )
     count = int(processes) if processes != AUTO else resolve(processes, recipe.shards, device)
     findings = examine(recipe, placement, place(store_cache, run), count)

@@ -13,10 +13,9 @@ from job.commands.options import (
     demo_data_option,
     device_option,
     json_option,
-    setting_option,
     sources,
+    trained_data_option,
 )
-from job.settings import DataSettings
 
 EXAMPLES = """\b
 Examples:
@@ -27,12 +26,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("uri")
-@setting_option(
-    DataSettings,
-    "data",
-    help="Archive of the data that the weights were trained on: a path, https://, file:// or s3:// address. "
-    "Default: what the run's report names.",
-)
+@trained_data_option
 @demo_data_option
 @cache_option
 @device_option

@@ -7,7 +7,15 @@ from dataclasses import asdict
 
 import click
 
-from job.commands.options import cache_option, data_option, demo_option, json_option, option, sources
+from job.commands.options import (
+    cache_option,
+    demo_data_option,
+    json_option,
+    option,
+    sources,
+    trained_data_option,
+)
+from job.settings import ATTENDED_RETRY_SECONDS
 
 EXAMPLES = """\b
 Examples:
@@ -26,8 +34,8 @@ Examples:
     help="Format of the file. ONNX needs ./setup.sh install onnx.",
 )
 @option("--output", metavar="FILE", help="File to write. Default: model.onnx next to the weights.")
-@data_option
-@demo_option
+@trained_data_option
+@demo_data_option
 @cache_option
 @json_option
 def export(
@@ -55,7 +63,7 @@ def export(
 
     exported = export_onnx(uri, sources(data, demo), cache)
     if output is None:
-        store = open_store(weights.locate(uri, layout.WEIGHTS)[0])
+        store = open_store(weights.locate(uri, layout.WEIGHTS)[0], ATTENDED_RETRY_SECONDS)
         store.put(layout.ONNX, exported.data)
         output = f"{store.uri}/{layout.ONNX}"
     else:

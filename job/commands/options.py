@@ -186,6 +186,12 @@ recipe_option = option(
 start_option = setting_option(Origins, "start", flag="--from")
 teacher_option = setting_option(Origins, "teacher")
 demo_data_option = option("--demo", is_flag=True, help="Use the generated data set of `train --demo`.")
+trained_data_option = setting_option(
+    DataSettings,
+    "data",
+    help="Archive of the data that the weights were trained on: a path, https://, file://, s3:// or gs:// "
+    "address. Default: what the run's report names.",
+)
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+from functools import partial
 from typing import IO
 
 import click
 
 from job.commands.options import json_option, option
+from job.settings import ATTENDED_RETRY_SECONDS
 
 EXAMPLES = """\b
 Examples:
@@ -70,7 +72,7 @@ def score(
     It is the default network, saved weights or any model of yours.
     """
     gc.disable()  # torch's modules stay: to search them for garbage as they load takes 0.2 s
-    from job.run import layout
+    from job.run.outputs import read_weights
     from job.score import report, source, tally
     from job.score.bits import Declared
     from job.score.rules import score as count
@@ -79,7 +81,7 @@ def score(
     source.use_one_thread()
     image = source.input_shape(shape)
     relative_to = tally.Baseline.parse(baseline) if baseline else tally.usual_baseline(image)
-    subject = source.subject(checkpoint, model, layout.WEIGHTS)
+    subject = source.subject(checkpoint, model, partial(read_weights, retry_seconds=ATTENDED_RETRY_SECONDS))
     scores = count(
         subject.network,
         image,

@@ -33,6 +33,9 @@ Round trips of 0.2 s make 2 s of those, and a busy machine took more than 3 s wi
 DEVICE_SECONDS = 60.0
 """The timeout of the device's checks; a first kernel loads a gigabyte of libraries from a disk."""
 
+WEIGHTS_SECONDS = 60.0
+"""The timeout of reading the weights that a recipe builds on, 40 MB each for the 2019 entry's network."""
+
 RETRY_SECONDS = 1.0
 
 FREE_MEMORY = "End the other programs on the GPU, or use another machine"
@@ -45,9 +48,24 @@ def examine(recipe: Recipe, placement: Placement, store_cache: str | None, count
     sources, cache = placement.data.data, Path(placement.data.cache)
     data_check = Check("data", lambda: check_data(sources, cache, store_cache), NETWORK)
     data = _Background([data_check], NETWORK_SECONDS)
+    named = {"from": placement.origins.start, "teacher": placement.origins.teacher}
+    given = _Background([_readable(name, uri) for name, uri in named.items() if uri], WEIGHTS_SECONDS)
     device = _check_device(recipe, placement.device.device, count)
     space = storage.space_check(recipe, placement.run, placement.data).finding()
-    return [*device, *stored.findings(), space, *data.findings()]
+    return [*device, *stored.findings(), space, *data.findings(), *given.findings()]
+
+
+def _readable(name: str, uri: str) -> Check:
+    """Return the check, called `name`, that the weights at `uri` can be used."""
+
+    def read() -> Finding:
+        from job.network import weights
+        from job.run.outputs import read_weights  # imports torch, while the network's checks run
+
+        info = weights.load(read_weights(uri, RETRY_SECONDS))[1]
+        return ok(name, f"{uri}, WideResNet-{info.depth}-{info.width} of {len(info.classes)} classes")
+
+    return Check(name, read, NETWORK)
 
 
 def _check_device(recipe: Recipe, requested: str, count: int) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""The files of a run: its identity (`recipe.json`), its history, what it produced; each is written whole."""
+"""The files of a run: its identity (`recipe.json`), history, weights and outputs; each is written whole."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from collections.abc import Mapping, Sequence
 
 from job import events
 from job.errors import ConfigurationError, DataError
+from job.network import weights
 from job.recipe import Recipe
 from job.run import claims, documents, layout
 from job.run.records import Epoch, Identity, Manifest, Scalar
 from job.run.report import BestEpoch, StoredFile
+from job.settings import RETRY_SECONDS
+from job.store import local_path, open_store
 from job.store.base import AbsentError, ConflictError, Store
+
+MAX_WEIGHTS_BYTES = 2**32
 
 SHAPE = ("depth", "width")
 """Fields of the recipe that no run can change."""
@@ -171,6 +176,27 @@ class History:
     def encode(self) -> bytes:
         """Return one JSON object a line."""
         return b"".join(json.dumps(record.to_json()).encode() + b"\n" for record in self.records)
+
+
+def read_weights(uri: str, retry_seconds: float = RETRY_SECONDS) -> bytes:
+    """Return the file of weights that `uri` names: a .safetensors file, or that of a finished run.
+
+    Raises DataError where there is none or it has more than MAX_WEIGHTS_BYTES, and the store's errors.
+    """
+    fix = "Name a finished run or a .safetensors file"
+    folder, name = weights.locate(uri, layout.WEIGHTS)
+    try:
+        data = documents.fetch(open_store(folder, retry_seconds), name, MAX_WEIGHTS_BYTES).data
+    except AbsentError as error:
+        path = local_path(folder)
+        if path is not None and (path / name).is_dir():
+            raise DataError(f"{uri} is a folder", fix) from error
+        if path is not None and path.is_dir():
+            raise DataError(f"{folder} has no {name}", fix) from error
+        raise DataError(error.message, fix) from error
+    if len(data) > MAX_WEIGHTS_BYTES:
+        raise DataError(f"{uri} is larger than the {MAX_WEIGHTS_BYTES} bytes allowed", fix)
+    return data
 
 
 def _encode(recipe: Recipe, identity: str) -> bytes:

@@ -22,12 +22,8 @@ from job.network.wide_resnet import wide_resnet
 from job.score.graph import Operation
 from job.score.operations import OwnRule
 from job.score.trace import described
-from job.settings import ATTENDED_RETRY_SECONDS
-from job.store import local_path, open_store
-from job.store.base import AbsentError
 
 MAX_REASON = 300  # characters: PyTorch names every tensor that is missing or not expected
-FIX_OF_PLACE = "Name a finished run or a .safetensors file"
 PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".tar")
 CONVERSION = (
     "import torch; from safetensors.torch import save_file; "
@@ -43,12 +39,12 @@ class Subject:
     network: nn.Module
 
 
-def subject(checkpoint: str | None, factory: str | None, weights_of_run: str) -> Subject:
+def subject(checkpoint: str | None, factory: str | None, read: Callable[[str], bytes]) -> Subject:
     """Return the network that `checkpoint` and `factory` name; without either the default one.
 
-    `checkpoint` is a path or URI of a run, which has `weights_of_run`, or of a .safetensors file: of this
-    program's, or, with `factory`, of the state dict of that model. `factory` is `package.module:callable`;
-    it runs the user's own code.
+    `checkpoint` is a path or URI, as `read` takes it, of a run or of a .safetensors file: of this program's,
+    or, with `factory`, of the state dict of that model. `factory` is `package.module:callable`; it runs the
+    user's own code.
 
     Raises UsageError if the factory cannot be imported, raises or makes no module, DataError if the file
     cannot be read as weights or does not fit.
@@ -58,7 +54,7 @@ def subject(checkpoint: str | None, factory: str | None, weights_of_run: str) ->
         if checkpoint is None:
             return Subject(factory, model)
         try:
-            model.load_state_dict(load_tensors(_read(checkpoint, weights_of_run)))
+            model.load_state_dict(load_tensors(_read(checkpoint, read)))
         except (SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:MAX_REASON].rstrip(" .")
             raise DataError(
@@ -67,7 +63,7 @@ def subject(checkpoint: str | None, factory: str | None, weights_of_run: str) ->
         return Subject(f"{factory} with {checkpoint}", model)
     if checkpoint is None:
         return Subject("WideResNet-22-6", wide_resnet())
-    network, info = weights.load(_read(checkpoint, weights_of_run))
+    network, info = weights.load(_read(checkpoint, read))
     return Subject(f"WideResNet-{info.depth}-{info.width} of {checkpoint}", network)
 
 
@@ -105,23 +101,11 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _read(uri: str, weights_of_run: str) -> bytes:
-    """Return the file `uri`, or `weights_of_run` of the run at `uri`.
-
-    Raises DataError for a pickle, unread, and for a folder without weights.
-    """
+def _read(uri: str, read: Callable[[str], bytes]) -> bytes:
+    """Return what `read` reads at `uri`; raise DataError for a pickle, unread if its name says so."""
     if uri.lower().endswith(PICKLES):
         raise _is_pickled(uri)
-    folder, name = weights.locate(uri, weights_of_run)
-    try:
-        data = open_store(folder, ATTENDED_RETRY_SECONDS).get(name).data
-    except AbsentError as error:
-        path = local_path(folder)
-        if path is not None and (path / name).is_dir():
-            raise DataError(f"{uri} is a folder", FIX_OF_PLACE) from error
-        if path is not None and path.is_dir():
-            raise DataError(f"{folder} has no {name}", FIX_OF_PLACE) from error
-        raise DataError(error.message, FIX_OF_PLACE) from error
+    data = read(uri)
     if data[8:9] != b"{" and data[:1] in (b"P", b"\x80"):  # a zip archive or a bare pickle, not a header
         raise _is_pickled(uri)
     return data

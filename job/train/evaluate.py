@@ -19,16 +19,16 @@ from torch.nn import functional as F
 from job.data.archive import CIFAR100_SOURCES, place
 from job.data.cifar import Dataset
 from job.data.dataset import prepare, recall
-from job.errors import ConfigurationError, DataError
+from job.errors import ConfigurationError
 from job.machine import device as devices
 from job.machine import faults
 from job.network import weights
 from job.network.weights import NetworkInfo
 from job.run import layout
+from job.run.outputs import read_weights
 from job.run.report import Report
 from job.settings import ATTENDED_RETRY_SECONDS, DEMO_DATA
 from job.store import Store, local_path, open_store
-from job.store.base import AbsentError
 from job.train.loader import DeviceData, Images, Normalisation
 from job.train.step import Precision
 
@@ -154,16 +154,10 @@ def assess(uri: str, sources: tuple[str, ...], cache: str, requested_device: str
 
     `uri` is a run or a .safetensors file in one; the data is that of `trained_on`.
     """
-    folder, name = weights.locate(uri, layout.WEIGHTS)
-    store = open_store(folder, ATTENDED_RETRY_SECONDS)
-    try:
-        saved = store.get(name).data
-    except AbsentError as error:
-        raise DataError(error.message, "Name a finished run or a .safetensors file") from error
-    network, info = weights.load(saved)
+    network, info = weights.load(read_weights(uri, ATTENDED_RETRY_SECONDS))
     device = devices.choose(requested_device)
     devices.configure(deterministic=True)
-    dataset = trained_on(store, info, sources, Path(cache))
+    dataset = trained_on(uri, info, sources, Path(cache))
     with faults.explained("Use --device cpu, or a device with more memory"):
         network.to(device).to(memory_format=torch.channels_last)
         test = Images.of(dataset.test, device)
@@ -171,14 +165,15 @@ def assess(uri: str, sources: tuple[str, ...], cache: str, requested_device: str
     return Assessment(uri, predictions.accuracy, predictions.correct, len(predictions.labels))
 
 
-def trained_on(store: Store, info: NetworkInfo, sources: Sequence[str], cache: Path) -> Dataset:
-    """Return the data of the weights in `store`: `sources`, or without any what the run's report names.
+def trained_on(uri: str, info: NetworkInfo, sources: Sequence[str], cache: Path) -> Dataset:
+    """Return the data of the weights at `uri`: `sources`, or without any what the run's report names.
 
     Raises ConfigurationError when the data is another's, or cannot be found out.
     """
     if sources:
         dataset = prepare(sources, cache).dataset
     else:
+        store = open_store(weights.locate(uri, layout.WEIGHTS)[0], ATTENDED_RETRY_SECONDS)
         source = _recorded_source(store, info.data_sha256)
         dataset = recall(info.data_sha256, source, cache, place(None, store.uri)).dataset
     if dataset.sha256 != info.data_sha256:

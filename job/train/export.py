@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from job.errors import ConfigurationError
 from job.network import onnx_model, weights
-from job.run import layout
-from job.store import open_store
+from job.run.outputs import read_weights
+from job.settings import ATTENDED_RETRY_SECONDS
 from job.train.evaluate import BATCH_SIZE, predict, trained_on
 from job.train.loader import Images, Normalisation
 
@@ -59,15 +59,13 @@ def export_onnx(uri: str, sources: Sequence[str], cache: str) -> OnnxExport:
     The data is found as `evaluate.assess` finds it, and only where there is something to check it with.
     Raises ConfigurationError where a package is missing, or a prediction differs that is no tie.
     """
-    folder, name = weights.locate(uri, layout.WEIGHTS)
-    store = open_store(folder)
-    network, info = weights.load(store.get(name).data)
+    network, info = weights.load(read_weights(uri, ATTENDED_RETRY_SECONDS))
     data = onnx_model.encode(network, info)
     try:
         import onnxruntime  # noqa: F401
     except ImportError:
         return OnnxExport(data, len(info.classes), None)
-    dataset = trained_on(store, info, sources, Path(cache))
+    dataset = trained_on(uri, info, sources, Path(cache))
     host = torch.device("cpu")
     test, normalise = Images.of(dataset.test, host), Normalisation(info.mean, info.std, host)
     expected = predict(network, test, normalise).logits

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from job.data.dataset import PreparedData
-from job.errors import ConfigurationError, UsageError
+from job.errors import ConfigurationError, DataError, UsageError
 from job.network import compressed, weights
 from job.network.weights import NetworkInfo, PackedInfo
 from job.recipe import Recipe
-from job.run import layout
+from job.run.outputs import read_weights
 from job.settings import Origins
-from job.store import open_store
-from job.store.base import AbsentError
 
 
 @dataclass(frozen=True)
@@ -32,16 +30,13 @@ class Given:
     def read(cls, option: str, uri: str) -> Given:
         """Read the weights of a finished run, or a .safetensors file.
 
-        Raises ConfigurationError where there are none, DataError for another file, and the store's errors.
+        Raises DataError naming `option` where there are none or they cannot be used, and the store's errors.
         """
-        folder, name = weights.locate(uri, layout.WEIGHTS)
         try:
-            data = open_store(folder).get(name).data
-        except AbsentError as error:
-            raise ConfigurationError(
-                f"{option}: {uri} has no {name}", "Name a run that is finished, or a .safetensors file"
-            ) from error
-        network, info = weights.load(data)
+            data = read_weights(uri)
+            network, info = weights.load(data)
+        except DataError as error:
+            raise DataError(f"{option}: {error.message}", error.fix) from error
         return cls(option, uri, network, info, hashlib.sha256(data).hexdigest())
 
     def check(self, data: PreparedData) -> None:
@@ -77,8 +72,6 @@ class Basis:
         """
         if origins.teacher and not (recipe.compresses and recipe.distillation):
             raise UsageError("--teacher: nothing in this recipe has a teacher", "Use --recipe compact")
-        if not (recipe.cycles or origins.start):
-            raise UsageError("--cycles none trains no network first", "Name a finished run with --from")
         start = Given.read("--from", origins.start) if origins.start else None
         teacher = Given.read("--teacher", origins.teacher) if origins.teacher else None
         for given in (start, teacher):

@@ -14,7 +14,7 @@ from job.network import compressed, weights
 from job.network.weights import NetworkInfo
 from job.phases import Phase
 from job.run import documents, layout
-from job.run.outputs import History, Run
+from job.run.outputs import MAX_WEIGHTS_BYTES, History, Run
 from job.run.report import PhaseLayer, PhaseResult, PhaseScore, StoredFile
 from job.score.rules import score
 from job.store.base import AbsentError, ConflictError
@@ -22,7 +22,6 @@ from job.store.retry import patiently
 from job.train.compression import effective_weights
 from job.train.evaluate import Evaluator, Predictions
 
-MAX_BYTES = 2**32
 UNQUANTISED = 32  # bits
 
 
@@ -69,7 +68,7 @@ class PhaseWeights:
                 "Name a teacher with --teacher, or start in a new --run",
             )
         try:
-            data = documents.fetch(self.run.store, name, MAX_BYTES).data
+            data = documents.fetch(self.run.store, name, MAX_WEIGHTS_BYTES).data
         except AbsentError as error:
             raise DataError(f"{self.run.uri(name)} is missing", "Put it back from a copy") from error
         if hashlib.sha256(data).hexdigest() != self.history.records[phase.end - 1].weights:

@@ -19,10 +19,12 @@ import torch
 from job.commands.doctor import doctor
 from job.data.archive import fetch, parse_source
 from job.errors import ConfigurationError, DataError, JobError, MachineError, PermissionRefusedError
+from job.network import weights
 from job.preflight import gpu
 from job.preflight.check import Finding
 from job.preflight.doctor import check_data, check_storage, exit_code
 from job.recipe import DEMO
+from job.run import layout
 from job.settings import DEMO_DATA, DataSettings
 from job.store import open_store
 from tests.servers import FaultProxy, RangeServer, free_ports
@@ -200,6 +202,22 @@ def test_what_a_compiled_run_needs_is_checked(
     code, checks = examine(capsys, *words)
     assert (code, checks["compile"]["exit_code"]) == (78, 78)
     assert "no-such-compiler was not found" in checks["compile"]["text"]
+
+
+def test_the_weights_that_a_recipe_builds_on_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "first"
+    run.mkdir()
+    info = weights.NetworkInfo(10, 1, ("a", "b"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "0" * 64)
+    (run / layout.WEIGHTS).write_bytes(weights.save(info.build(), info))
+    words = ["--recipe", "demo-compact", "--device", "cpu", "--cache", tmp_path, "--run", tmp_path / "run"]
+    code, checks = examine(capsys, *words, "--from", run, "--cycles", "none")
+    assert (code, checks["from"]["text"]) == (0, f"{run}, WideResNet-10-1 of 2 classes")
+    assert "teacher" not in checks
+    code, checks = examine(capsys, *words, "--from", run, "--teacher", tmp_path / "none")
+    assert (code, checks["from"]["status"], checks["teacher"]["exit_code"]) == (65, "ok", 65)
+    assert checks["teacher"]["fix"] == "Name a finished run or a .safetensors file"
 
 
 def test_the_table_shows_cause_fix_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,10 @@
 from pathlib import Path
 
-from job.run.outputs import Copy
+import pytest
+
+from job.errors import DataError
+from job.run import outputs
+from job.run.outputs import Copy, read_weights
 from job.store import open_store
 
 
@@ -25,3 +29,13 @@ def test_the_owner_writes_on_after_a_late_write_of_the_attempt_before(tmp_path: 
     new.write(b"epoch 1, 2")
     new.write(b"epoch 1, 2, 3")
     assert store.get("history.jsonl").data == b"epoch 1, 2, 3"
+
+
+def test_more_weights_than_allowed_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "large.safetensors"
+    monkeypatch.setattr(outputs, "MAX_WEIGHTS_BYTES", 1000)
+    file.write_bytes(bytes(1000))
+    assert len(read_weights(str(file))) == 1000
+    file.write_bytes(bytes(1001))
+    with pytest.raises(DataError, match="larger than the 1000 bytes allowed"):
+        read_weights(str(file))

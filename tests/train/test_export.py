@@ -80,6 +80,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     done = micronet("export", tmp_path, "--cache", tmp_path)
     assert done.returncode == 65
     assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("Name a finished run or a .safetensors file (exit code 65)")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])

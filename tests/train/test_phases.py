@@ -350,13 +350,13 @@ def test_weights_that_cannot_be_built_on_are_refused_before_training(
     noise, empty = str(tmp_path / "noise.safetensors"), str(tmp_path / "empty")
     pruning, plain = replace(RECIPE, cycles=()), replace(RECIPE, prune_cycles=(), quantise_cycles=())
     cases = [
-        (78, "has no weights.safetensors", pruning, Origins(start=empty)),
+        (65, "--from: .* has no weights.safetensors", pruning, Origins(start=empty)),
         (78, "has 2 classes", pruning, Origins(start=str(foreign))),
         (78, "has 2 classes", RECIPE, Origins(teacher=str(foreign))),
-        (65, "not weights that this program saved", pruning, Origins(start=noise)),
+        (65, "--teacher: there is no ", RECIPE, Origins(teacher=str(tmp_path / "none"))),
+        (65, "--from: these are not weights that this program saved", pruning, Origins(start=noise)),
         (78, "--from: .* is of depth 10 and width 1", replace(pruning, width=2), Origins(start=str(dense))),
         (2, "nothing in this recipe has a teacher", plain, Origins(teacher=str(dense))),
-        (2, "--cycles none trains no network", pruning, Origins()),
         (78, "--target-score 1e-05", replace(RECIPE, target_score=1e-5), Origins()),
     ]
     for code, message, recipe, origins in cases:
