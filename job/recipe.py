@@ -10,14 +10,16 @@ from typing import Any
 
 from job.errors import UsageError
 from job.phases import DENSE, PRUNE, QUANTISE, STATISTICS, Cycle, Phase, format_cycles, in_order
-from job.settings import BEFORE, setting
+from job.settings import BEFORE, Checked, setting
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """Arithmetic of the training step; `auto` is resolved once, when the run is created."""
 
+MAX_SPARSITY = 0.99
+
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Checked):
     """Everything that changes the bits of the result. Defaults: the 2019 entry (see README).
 
     `data_sha256` is the archive's; it, `precision` and with a `target_score` the `sparsity` are filled in
@@ -37,7 +39,7 @@ class Recipe:
     )
     prune_cycles: tuple[Cycle, ...] = setting(
         (),
-        "Periods after those, in which weights of the convolutions become zeros.",
+        "One-cycle periods of pruning, after --cycles.",
         before="none",
         metavar="EPOCHS@LR,...",
     )
@@ -46,21 +48,21 @@ class Recipe:
         "Share of zeros that pruning ends with in each convolution but the first.",
         before=0.75,
         minimum=0,
-        maximum=0.99,
+        maximum=MAX_SPARSITY,
     )
     target_score: float = setting(
-        0.0, "Official score that --sparsity is chosen for; 0: as it is given.", before=0.0, minimum=0
+        0.0, "Official score that --sparsity is chosen for; 0: use --sparsity.", before=0.0, minimum=0
     )
     quantise_cycles: tuple[Cycle, ...] = setting(
         (),
-        "Periods after those, in which the network learns to compute with few bits.",
+        "One-cycle periods of quantisation, after --prune-cycles.",
         before="none",
         metavar="EPOCHS@LR,...",
     )
     weight_bits: int = setting(
         4,
         "Bits of a convolution's quantised weights; 8 in the first and last layer.",
-        4,
+        before=4,
         minimum=1,
         maximum=8,
     )
@@ -123,9 +125,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value that a field does not take."""
-        for each in fields(self):
-            if "setting" in each.metadata:
-                each.metadata["setting"].check(each.name.replace("_", "-"), getattr(self, each.name))
+        super().__post_init__()
         if self.depth % 6 != 4:
             raise UsageError(
                 f"--depth: {self.depth} is not 6n + 4", "Give 10, 16, 22, 28 or another such depth"

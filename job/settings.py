@@ -7,7 +7,9 @@ options are made from them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+import os
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from job.errors import UsageError
@@ -15,7 +17,10 @@ from job.errors import UsageError
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field takes: a number from `minimum` to `maximum`, one of `choices`, or, in "s", a time."""
+    """What a field takes: a number from `minimum` to `maximum`, one of `choices`, or, in "s", a time.
+
+    A time without a `minimum` is more than 0.
+    """
 
     help: str
     minimum: int | None = None
@@ -32,26 +37,54 @@ class Setting:
             raise UsageError(f"--{name}: {value!r} is not a finite number")
         if self.minimum is not None and value < self.minimum:
             raise UsageError(f"--{name}: {value} is less than {self.minimum}")
+        if self.minimum is None and self.unit == "s" and value <= 0:
+            raise UsageError(f"--{name}: {value} is not more than 0 s")
         if self.maximum is not None and value > self.maximum:
             raise UsageError(f"--{name}: {value} is more than {self.maximum}")
 
 
-BEFORE = "before"
+SETTING, BEFORE = "setting", "before"
+"""The keys of a field's metadata."""
 
 
 def setting(default: Any, help: str, before: Any = None, **attributes: Any) -> Any:  # noqa: A002
     """Return a dataclass field with its `Setting`, which `setting_of` finds.
 
     `before` is for a field that the recipe did not always have: runs without it were trained with that value.
+    A `default` that is a function is called for each object.
     """
-    metadata = {"setting": Setting(help, **attributes)}
-    return field(default=default, metadata=metadata if before is None else {**metadata, BEFORE: before})
+    metadata = {SETTING: Setting(help, **attributes)} | ({} if before is None else {BEFORE: before})
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def setting_of(owner: Any, name: str) -> tuple[Setting, Any]:
-    """Return the setting of a dataclass's field and the field's default."""
+    """Return the setting of a dataclass's field and the field's default, or the function that returns it."""
     found = next(field for field in fields(owner) if field.name == name)
-    return found.metadata["setting"], found.default
+    return found.metadata[
+        SETTING
+    ], found.default if found.default_factory is MISSING else found.default_factory
+
+
+def settings_of(owner: Any) -> dict[str, Setting]:
+    """Return the settings of a dataclass's fields by the fields' names."""
+    return {field.name: field.metadata[SETTING] for field in fields(owner) if SETTING in field.metadata}
+
+
+class Checked:
+    """A dataclass whose fields hold what their settings take, else UsageError."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError, naming the option, for a value that a field does not take."""
+        for name, setting in settings_of(self).items():
+            setting.check(name.replace("_", "-"), getattr(self, name))
+
+
+def default_cache() -> str:
+    """Return the user's own cache folder for this program, the same wherever a command is called from."""
+    home = Path(os.environ.get("HOME") or ".")
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "micronet")
 
 
 DEMO_CHECKPOINT_SECONDS = 5.0
@@ -67,7 +100,7 @@ DEMO_DATA = "demo:"
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Checked):
     """Where the data comes from, and the folder that keeps it on this machine."""
 
     data: tuple[str, ...] = setting(
@@ -76,16 +109,19 @@ class DataSettings:
         "#sha256=HEX. Several are tried in turn. Default: CIFAR-100 from its home.",
         metavar="URI",
     )
-    cache: str = setting("data", "Folder for downloads and unpacked data.", metavar="DIR")
+    cache: str = setting(
+        default_cache, "Folder for downloads and unpacked data. Default: ~/.cache/micronet.", metavar="DIR"
+    )
     store_cache: str | None = setting(
         None,
-        "Store that keeps the archive for other runs. Default: data next to a run in a bucket; or none.",
+        "Store that keeps the archive for other runs. Default: the folder data next to a run in a bucket; "
+        "otherwise no copy. `none` turns it off.",
         metavar="URI",
     )
 
 
 @dataclass(frozen=True)
-class Origins:
+class Origins(Checked):
     """Finished runs, or their .safetensors files, that a recipe builds on; their SHA-256 is part of it."""
 
     start: str | None = setting(
@@ -99,12 +135,13 @@ class Origins:
 
 
 @dataclass(frozen=True)
-class DeviceSettings:
+class DeviceSettings(Checked):
     """Which device trains, and how it is given its work."""
 
     device: str = setting(
         "auto",
-        "auto and cuda are the first GPU; cuda:1 is the second that CUDA_VISIBLE_DEVICES leaves.",
+        "auto: the first GPU, with --demo the processor if there is none. cuda: the first GPU. cuda:1: the "
+        "second that CUDA_VISIBLE_DEVICES leaves.",
         metavar="auto|cuda|cuda:N|cpu",
     )
     graph: bool = setting(
@@ -125,7 +162,7 @@ class DeviceSettings:
 
 
 @dataclass(frozen=True)
-class AttemptSettings:
+class AttemptSettings(Checked):
     """When an attempt saves, how long it waits for its store, and what it resumes."""
 
     checkpoint_every: float = setting(60.0, "Time between checkpoints.", unit="s")

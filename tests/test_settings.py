@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from job.errors import UsageError
 from job.phases import Cycle, parse_cycles
 from job.recipe import DEMO, PRECISIONS, RECIPES, Recipe
-from job.settings import setting
+from job.settings import AttemptSettings, DeviceSettings, setting
 
 
 def test_cycles_parse_and_print() -> None:
@@ -207,6 +207,21 @@ def test_unequal_recipes_have_unequal_fingerprints_and_name_their_differences(
 def test_what_a_field_does_not_take_is_a_usage_error(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"--{field.replace('_', '-')}"):
         Recipe(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "value"),
+    [
+        (AttemptSettings, "checkpoint_every", -1.0),
+        (AttemptSettings, "checkpoint_every", 0.0),
+        (AttemptSettings, "grace", math.inf),
+        (DeviceSettings, "step_timeout", -1.0),
+    ],
+)
+def test_what_another_setting_does_not_take_is_a_usage_error(settings: Any, field: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"--{field.replace('_', '-')}"):
+        settings(**{field: value})
+    assert DeviceSettings(step_timeout=0.0).step_timeout == 0
 
 
 def micronet(*arguments: str) -> subprocess.CompletedProcess[str]:

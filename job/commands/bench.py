@@ -9,9 +9,8 @@ import click
 
 from job.commands.options import (
     SECONDS,
-    cache_option_for,
+    any_device_option,
     chosen_device,
-    device_option,
     graph_option,
     json_option,
     option,
@@ -19,6 +18,7 @@ from job.commands.options import (
 )
 from job.machine.preemption import Preemption
 from job.recipe import Recipe
+from job.settings import DataSettings
 
 PARTS = ("loop", "augmentation", "host", "determinism", "checkpoints", "parallel")
 ON_CPU, ON_GPU = 64, 256  # images a batch
@@ -38,13 +38,13 @@ Examples:
 @setting_option(Recipe, "precision")
 @setting_option(Recipe, "compile", help="Compile the step of the job's loop and of the bare loop.")
 @graph_option
-@cache_option_for("what --compile makes")
+@setting_option(DataSettings, "cache", help="Folder for what --compile makes. Default: ~/.cache/micronet.")
 @option("--rounds", type=click.IntRange(min=1), default=6, help="Measurements of each subject, in turn.")
 @option(
     "--seconds", type=SECONDS, default="5 s", metavar="TIME", help="About how long each measurement takes."
 )
 @option("--price", type=click.FloatRange(min=0), help="Price of an hour here, for the cost of 600 epochs.")
-@device_option
+@any_device_option
 @json_option
 @click.pass_obj
 def bench(

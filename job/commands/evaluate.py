@@ -8,10 +8,10 @@ from dataclasses import asdict
 import click
 
 from job.commands.options import (
+    any_device_option,
     cache_option,
     chosen_device,
     demo_data_option,
-    device_option,
     json_option,
     sources,
     trained_data_option,
@@ -29,7 +29,7 @@ Examples:
 @trained_data_option
 @demo_data_option
 @cache_option
-@device_option
+@any_device_option
 @json_option
 def evaluate(uri: str, data: tuple[str, ...], demo: bool, cache: str, device: str, as_json: bool) -> None:
     """Measure the test accuracy of saved weights. URI is a run or a .safetensors file."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -139,38 +137,29 @@ def setting_option(
         attributes |= {"type": click.FloatRange(setting.minimum, setting.maximum)}
     elif isinstance(default, tuple):
         attributes |= {"multiple": True}
+    elif callable(default):
+        attributes |= {"show_default": False}  # its help says it
     return option(flag, *declarations, **(attributes | changes))
 
 
 def recipe_options(command: Command) -> Command:
     """Add an option for each field of the recipe that has a setting; the command gets them as keywords."""
-    for field in reversed(fields(Recipe)):
-        if "setting" in field.metadata:
-            command = setting_option(Recipe, field.name)(command)
+    for name in reversed(settings.settings_of(Recipe)):
+        command = setting_option(Recipe, name)(command)
     return command
 
 
-def default_cache() -> str:
-    """Return the user's own cache folder for this program, the same wherever a command is called from."""
-    home = Path(os.environ.get("HOME") or ".")
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "micronet")
-
-
-def cache_option_for(what: str) -> Callable[[Command], Command]:
-    """Return --cache, with what a command keeps there as its help."""
-    return setting_option(
-        DataSettings,
-        "cache",
-        default=default_cache,
-        show_default=False,
-        help=f"Folder for {what}. Default: ~/.cache/micronet.",
-    )
-
-
 data_option = setting_option(DataSettings, "data")
-cache_option = cache_option_for("downloads and unpacked data")
+cache_option = setting_option(DataSettings, "cache")
 store_cache_option = setting_option(DataSettings, "store_cache")
 device_option = setting_option(DeviceSettings, "device", type=Device())
+any_device_option = setting_option(
+    DeviceSettings,
+    "device",
+    type=Device(),
+    help="auto: the first GPU, or the processor if there is none. cuda: the first GPU. cuda:1: the second "
+    "that CUDA_VISIBLE_DEVICES leaves.",
+)
 processes_option = setting_option(DeviceSettings, "processes", type=Processes())
 graph_option = setting_option(DeviceSettings, "graph")
 demo_option = option(
@@ -180,8 +169,8 @@ recipe_option = option(
     "--recipe",
     "named",
     type=click.Choice(tuple(RECIPES)),
-    help="Recipe whose fields the other options change: the 2019 entry's; the same, then pruned and "
-    "quantised; both in small, on generated data unless --data is given. Default: entry, with --demo demo.",
+    help="entry: the 2019 entry. compact: entry, then pruned and quantised. demo, demo-compact: small "
+    "versions on generated data. Other options override fields. Default: entry, with --demo demo.",
 )
 start_option = setting_option(Origins, "start", flag="--from")
 teacher_option = setting_option(Origins, "teacher")

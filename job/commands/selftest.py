@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from job.commands.options import chosen_device, device_option, option, setting_option
+from job.commands.options import any_device_option, chosen_device, option, setting_option
 from job.machine.preemption import Preemption
 from job.recipe import Recipe
 
@@ -36,7 +36,7 @@ MOST_PROCESSES = 16
     help="Largest number of processes, one a GPU; each attempt uses 1, 2, 4 … up to it.",
 )
 @option("--keep", is_flag=True, help="Do not remove the throw-away prefix.")
-@device_option
+@any_device_option
 @setting_option(Recipe, "precision", default="fp32", help="Precision of the training step.")
 @setting_option(Recipe, "width", default=1, help="Width of the network, times 16, 32 and 64 channels.")
 @click.pass_obj

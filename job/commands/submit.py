@@ -16,6 +16,7 @@ from job.commands.options import (
     data_option,
     demo_option,
     device_option,
+    is_default,
     option,
     recipe_option,
     recipe_options,
@@ -236,8 +237,7 @@ def _submission(
 
     sources(data, demo)
     chosen = chosen_recipe(context, demo, named, recipe, start)
-    default = click.core.ParameterSource.DEFAULT
-    given = [name for name in recipe if context.get_parameter_source(name) is not default]
+    given = [name for name in recipe if not is_default(context, name)]
     if array:
         replace(chosen, seed=chosen.seed + array - 1)  # raises if the last seed is out of range
     return training(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 import torch
@@ -103,16 +104,14 @@ def durations(records: Sequence[Epoch], images: int, started: str | None) -> dic
     wall_seconds is since the first attempt's start, which another machine's clock may have stamped: it is not
     known where it is less than what was trained.
     """
-    rates = [record.images_per_second for record in records]
-    speed = len(rates) / sum(1 / rate for rate in rates) if all(rates) else 0.0
-    times = {"images_per_second": round(speed, 1)}
-    if speed:
-        times["trained_seconds"] = round(len(rates) * images / speed, 1)
+    speed = statistics.harmonic_mean(record.images_per_second for record in records)
+    trained = round(len(records) * images / speed, 1)
+    times = {"images_per_second": round(speed, 1), "trained_seconds": trained}
     try:
         wall = (datetime.now(UTC) - datetime.fromisoformat(started or "")).total_seconds()
     except (TypeError, ValueError):  # unreadable, or without its time zone
         wall = -math.inf
-    if wall >= times.get("trained_seconds", 0.0):
+    if wall >= trained:
         times["wall_seconds"] = round(wall, 1)
     else:
         events.warn("figure_left_out", figure="wall_seconds", first_attempt_started=started)
@@ -124,9 +123,13 @@ def finished_outputs(checkpoint: Checkpoint) -> dict[str, bytes]:
     key, objects = checkpoint.manifest.key, checkpoint.objects
     missing, more = NEEDED - objects.keys(), objects.keys() - set(layout.OUTPUTS)
     if missing or more:
-        raise DataError(f"{key} is of a finished run and has not its outputs, {', '.join(layout.OUTPUTS)}")
+        raise DataError(f"{key} is marked finished; missing: {_names(missing)}; unexpected: {_names(more)}")
     Report.decode(objects[layout.REPORT], f"the report of {key}")
     return objects
+
+
+def _names(objects: Iterable[str]) -> str:
+    return ", ".join(sorted(objects)) or "none"
 
 
 def published_report(run: Run) -> Report | None:

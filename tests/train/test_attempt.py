@@ -81,11 +81,15 @@ def reasons(store: Store) -> list[str | None]:
     [
         ({layout.STATE: b"no state"}, {}, "no training state"),
         ({"other": b"x"}, {}, r"1-1\.json is a checkpoint without state\.pt"),
-        ({layout.REPORT: b"{}"}, {"finished": True}, "has not its outputs"),
+        (
+            {layout.REPORT: b"{}"},
+            {"finished": True},
+            "missing: history.jsonl, predictions.npz, .*unexpected: none",
+        ),
         (
             dict.fromkeys((*layout.OUTPUTS, layout.RECIPE), b"{}"),
             {"finished": True},
-            "has not its outputs",
+            "is marked finished; missing: none; unexpected: recipe.json",
         ),
         (dict.fromkeys(layout.OUTPUTS, b"{}"), {"finished": True}, "the report of manifests/1-1.json"),
     ],
