@@ -44,13 +44,13 @@ TABLE = (SUCCESS, BUG, USAGE, DATA, MACHINE, PREEMPTED, FENCED, REFUSED, CONFIGU
 
 KILLED = ExitCode(137, "killed", "SIGKILL: the grace was over, or memory ran out", Action.RETRY)
 TERMINATED = ExitCode(143, "terminated", "SIGTERM, answered by something other than the job", Action.FAIL)
-"""Fails because AWS Batch has no condition left for it. A cloud that takes the machine away says so apart."""
+"""Not retried: AWS Batch has no condition left for it, and a reclaimed machine is reported separately."""
 
 BY_SIGNAL = (KILLED, TERMINATED)
-"""What a container's exit code is when a signal ended it."""
+"""Exit codes of a container that a signal ended."""
 
 BEFORE_OTHERS = (FENCED, REFUSED, CONFIGURATION, DATA, USAGE, BUG, PREEMPTED, MACHINE)
-"""Of processes that end together the first of these is the job's: the others notice that one is gone."""
+"""Of the codes of processes that end together, the first in this order is the job's."""
 
 RETRYABLE = tuple(row.code for row in TABLE + BY_SIGNAL if row.action is Action.RETRY)
 """Codes that deserve another attempt; all others fail at once."""

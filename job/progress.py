@@ -48,9 +48,9 @@ class Workload:
         return self.epochs * self.steps_per_epoch
 
     def part_of(self, epoch: int) -> tuple[str, int, int] | None:
-        """Return the part that an epoch, from 0, lies in: its name, the epoch in it, from 0, and its epochs.
+        """Return (label, epochs done, epochs) of the current phase or cycle; None if there is only one.
 
-        Of several phases that is one, of one phase of several cycles a cycle; of one cycle there is none.
+        `epoch` is from 0. Of several phases it is the phase, of one phase with several cycles the cycle.
         """
         phase = next(phase for phase in self.phases if epoch < phase.end)
         epoch -= phase.first

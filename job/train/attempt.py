@@ -29,9 +29,9 @@ from job.settings import AttemptSettings
 from job.store.retry import patiently
 from job.train.summary import finished_outputs
 
-MAX_TEXT = 1000  # characters of what an attempt says of itself
+MAX_TEXT = 1000  # characters of each value in an attempt's description
 NONE_GOOD = "this attempt saved no checkpoint before"
-FIRST_NOTICE_SECONDS = 2.0  # that a start waits at most for a cloud to say that the machine is going
+FIRST_NOTICE_SECONDS = 2.0  # timeout, at a start, of asking the cloud whether it reclaims the machine
 
 
 class Attempt:

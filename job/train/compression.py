@@ -17,7 +17,7 @@ from job.train.step import Precision
 RAMP = 0.5
 """Share of the pruning's epochs, rounded up, in which its zeros grow; the others train with them."""
 
-STEP_RATE = 0.1
+STEP_SIZE_LR_FACTOR = 0.1
 """Learning rate of a step size over a weight's: Adam moves both by about the rate, and steps are small."""
 
 
@@ -56,7 +56,7 @@ class Compression:
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         self.network, self.recipe = network, recipe
         self.norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
-        self.steps = [
+        self.step_sizes = [
             step for _, layer in compressed.layers(network) for step in (layer.weight_step, layer.input_step)
         ]
 
@@ -67,9 +67,9 @@ class Compression:
         """
         if phase.name == QUANTISE or (phase.name == STATISTICS and self.recipe.quantise_cycles):
             compressed.quantise(self.network, self.recipe.weight_bits, self.recipe.activation_bits)
-        steps = set(self.steps)
-        weights = [parameter for parameter in self.network.parameters() if parameter not in steps]
-        return [weights, self.steps] if phase.name == QUANTISE else [weights]
+        step_sizes = set(self.step_sizes)
+        weights = [parameter for parameter in self.network.parameters() if parameter not in step_sizes]
+        return [weights, self.step_sizes] if phase.name == QUANTISE else [weights]
 
     def begin_epoch(self, phase: Phase, epoch: int, images: Tensor | None) -> None:
         """Do what comes before an epoch's first step; `images` are that step's, needed where `needs_images`.
@@ -83,7 +83,7 @@ class Compression:
 
     @staticmethod
     def needs_images(phase: Phase, epoch: int) -> bool:
-        """Return whether an epoch begins with a look at its first images."""
+        """Return whether the epoch starts by calibrating on its first images."""
         return phase.name == QUANTISE and epoch == phase.first
 
     def after_step(self, phase: Phase) -> None:

@@ -93,7 +93,7 @@ def onnx_logits(model: bytes, images: NDArray[np.uint8]) -> Tensor:
 def perturbed(network: nn.Module) -> nn.Module:
     """Return a copy of `network` in which the last bits of the batch norms' weights are others.
 
-    That is what another order of the sums before them comes to.
+    Simulates a different summation order.
     """
     moved = copy.deepcopy(network)
     with torch.no_grad():

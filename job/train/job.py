@@ -28,7 +28,6 @@ from job.run.report import Report
 from job.run.state import TrainingState, largest
 from job.settings import DeviceSettings, Placement
 from job.store import open_store
-from job.train import budget
 from job.train.attempt import Attempt
 from job.train.checkpointing import Checkpointing
 from job.train.compression import Teacher
@@ -39,6 +38,7 @@ from job.train.phases import Final, PhaseWeights, judge
 from job.train.schedule import one_cycle
 from job.train.step import CudaRecorder, check_graph
 from job.train.summary import conclude, draw_page, published_report
+from job.train.target_score import choose_sparsity
 from job.train.trainer import Trainer
 
 FINISHED, NOTHING_YET = b"finished", b"nothing yet"
@@ -73,7 +73,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> Repor
     precision = devices.resolve_precision(recipe.precision, device)
     recipe = replace(recipe, precision=precision, data_sha256=data.dataset.sha256)
     basis = Basis.read(placement.origins, recipe, data)
-    recipe = budget.resolved(basis.named_in(recipe), data.dataset)
+    recipe = choose_sparsity(basis.named_in(recipe), data.dataset)
     machine = devices.machine(device)
     group.require_same({**machine, "recipe": recipe.fingerprint})
     on_device = DeviceData(data, recipe, device, own)

@@ -18,7 +18,7 @@ from job.train import augment
 from job.train.augment import Mix
 
 ONCE = -1
-"""The epoch number under which a run draws what it draws once."""
+"""Epoch number that seeds the hold-out split."""
 
 
 def random_generator(device: torch.device, seed: int, epoch: int) -> torch.Generator:

@@ -28,7 +28,7 @@ UNQUANTISED = 32  # bits
 class PhaseWeights:
     """The weights after each phase but the last, in the run's store; the history has their SHA-256.
 
-    Their names have it too: an attempt that lost the run can write what is there already, or nothing of use.
+    File names contain the hash, so a fenced attempt cannot overwrite another file.
     """
 
     def __init__(self, run: Run, info: NetworkInfo, history: History, budget_seconds: float) -> None:
@@ -86,7 +86,10 @@ class Final:
 
     @classmethod
     def of(cls, network: nn.Module, info: NetworkInfo, evaluator: Evaluator) -> Final:
-        """Judge the network; a compressed one as its file gives it back."""
+        """Return the final network with its file and test predictions.
+
+        A compressed network is evaluated as loaded from that file.
+        """
         data = weights.save(network, info)
         judged = weights.load(data)[0] if any(compressed.layers(network)) else network
         return cls(judged, data, evaluator.predictions(judged))

@@ -25,9 +25,9 @@ CPU = torch.device("cpu")
 def sheet(split: Split, classes: int, recipe: Recipe, scale: int = 1) -> bytes:
     """Return a PNG: each row an image as it is, then augmented, then mixed with another of the sheet.
 
-    The rows are of different classes where there are enough. The same for ever for a recipe's seed,
-    augmentation and mixup. `scale` enlarges it by whole pixels; without mixup in the recipe those columns
-    are left out.
+    The rows are of different classes where there are enough. Of the recipe its seed, augmentation and
+    mixup alone count, so that equal ones give equal sheets. `scale` enlarges it by whole pixels; without
+    mixup those columns are left out.
     """
     chosen = _rows(split)
     images = Images.of(Split(split.images[chosen], split.labels[chosen]), CPU)

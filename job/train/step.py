@@ -56,7 +56,7 @@ class Gradients:
         self.clear()
         loss = F.cross_entropy(self.model(images), targets)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()  # without the graph that it hangs on (16 MB, batches of 256)
+        return loss.detach()  # without its autograd graph (16 MB, batches of 256)
 
     def clear(self) -> None:
         """Drop the gradients, so that the next ones are written and not added."""
@@ -92,7 +92,7 @@ class CudaRecorder:
         torch.cuda.current_stream().wait_stream(stream)
 
     def record(self, function: Callable[[], Tensor]) -> Tensor:
-        """Capture the function; what other threads do with the device meanwhile is their affair."""
+        """Capture the function; calls of other threads are neither captured nor refused."""
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             return function()
 
@@ -118,7 +118,7 @@ class RecordedGradients:
 
     Inputs, loss and gradients stay where they were recorded, so nobody else may drop a parameter's `grad`.
     The optimizer is not recorded: its fused step takes the momentum as a plain number, which a graph would
-    repeat for ever. fp16's loss scale is a tensor that the scaler changes in place, and is.
+    freeze. The fp16 loss scale is a tensor, so it is recorded.
     """
 
     def __init__(self, gradients: Gradients, recorder: GraphRecorder) -> None:

@@ -18,7 +18,7 @@ from job.phases import PRUNE, QUANTISE, STATISTICS, Phase
 from job.recipe import Recipe
 from job.run.records import Epoch, Place
 from job.run.state import TrainingState, copy_off, optimizer_state, restore_optimizer
-from job.train.compression import STEP_RATE, Compression, Teacher
+from job.train.compression import STEP_SIZE_LR_FACTOR, Compression, Teacher
 from job.train.exchange import ShardedStep
 from job.train.loader import Batch, TrainingBatches
 from job.train.schedule import one_cycle
@@ -33,10 +33,8 @@ with warnings.catch_warnings():
 
 BETA2 = 0.99
 EPS = 1e-8
-
-
-RATES = (1.0, STEP_RATE)
-"""Of the groups of parameters: the weights, and the step sizes where they are learned."""
+LR_FACTORS = (1.0, STEP_SIZE_LR_FACTOR)
+"""Learning-rate factor of each parameter group: weights, then step sizes."""
 
 
 def adamw(parameters: Any, lr: float, weight_decay: float) -> OptimWrapper:
@@ -248,8 +246,8 @@ class Trainer:
         learns = self.phase.name != STATISTICS
         if learns:
             lr, momentum = one_cycle(self.recipe.all_cycles, len(self.batches), epoch, step)
-            for group, rate in zip(self.optimizer.param_groups, RATES, strict=False):
-                group["lr"], group["betas"] = lr * rate, (momentum, BETA2)
+            for group, factor in zip(self.optimizer.param_groups, LR_FACTORS, strict=False):
+                group["lr"], group["betas"] = lr * factor, (momentum, BETA2)
         compute = self._learn if learns else self._observe
         self.loss_total += self.sharded(shards, compute, learns) if self.sharded else compute(*shards[0])
         if learns:

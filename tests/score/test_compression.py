@@ -17,7 +17,7 @@ from job.network import compressed
 from job.recipe import RECIPES
 from job.score.rules import score
 from job.score.tally import CIFAR100_BASELINE, Tally
-from job.train.budget import Sample
+from job.train.target_score import Sample
 
 ZEROS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 TABLE = {

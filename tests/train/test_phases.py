@@ -29,9 +29,9 @@ from job.score.rules import score
 from job.settings import Origins
 from job.store import open_store
 from job.train import job
-from job.train.budget import Sample, resolved
 from job.train.compression import Teacher, sparsity_at
 from job.train.evaluate import assess
+from job.train.target_score import Sample, choose_sparsity
 from job.train.trainer import Trainer
 from tests.archives import write_archive
 from tests.forked import micronet, started
@@ -190,7 +190,7 @@ def test_a_target_gets_the_least_sparsity_that_reaches_it(bits: tuple[int, int] 
     recipe = recipe if bits else replace(recipe, quantise_cycles=())
     sample = Sample(recipe, 7, (3, 32, 32))
     target = 0.4 * sample.score(0.0) + 0.6 * sample.score(0.9)
-    chosen = resolved(replace(recipe, target_score=target), dataset()).sparsity
+    chosen = choose_sparsity(replace(recipe, target_score=target), dataset()).sparsity
     assert sample.score(chosen) <= target < sample.score(chosen - 1e-4)
     assert 0.4 < chosen < 0.7
 
@@ -207,8 +207,8 @@ def dataset() -> Any:
 
 def test_a_target_that_no_sparsity_reaches_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"--target-score 1e-05: with 99% zeros"):
-        resolved(replace(RECIPE, target_score=1e-5), dataset())
-    assert resolved(replace(RECIPE, target_score=1.0), dataset()).sparsity == 0
+        choose_sparsity(replace(RECIPE, target_score=1e-5), dataset())
+    assert choose_sparsity(replace(RECIPE, target_score=1.0), dataset()).sparsity == 0
 
 
 # The whole job.

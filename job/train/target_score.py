@@ -9,20 +9,19 @@ import torch
 from job.data.cifar import Dataset
 from job.errors import ConfigurationError
 from job.network import compressed
-from job.recipe import Recipe
+from job.recipe import MAX_SPARSITY, Recipe
 from job.score.rules import score as rule_sets
-from job.settings import setting_of
 
 GRID = 10_000
 """Sparsities are whole multiples of 1 / GRID."""
 
 STEP = 1.5
-"""Of every weight and every step size: no power of two, by which it would count nothing to divide."""
+"""Value of every weight and step size; dividing by a power of two would count as no operation."""
 
 NEAR = 3  # of those, around where the score would be the target if it were linear
 
 
-def resolved(recipe: Recipe, dataset: Dataset) -> Recipe:
+def choose_sparsity(recipe: Recipe, dataset: Dataset) -> Recipe:
     """Return the recipe with the least sparsity that brings its score down to the target, if it has one.
 
     Raises ConfigurationError where no sparsity does.
@@ -31,7 +30,7 @@ def resolved(recipe: Recipe, dataset: Dataset) -> Recipe:
     if not target:
         return recipe
     sample = Sample(recipe, len(dataset.classes), dataset.train.images.shape[1:])
-    most = round((setting_of(Recipe, "sparsity")[0].maximum or 0) * GRID)
+    most = round(MAX_SPARSITY * GRID)
     dense, best = sample.score(0.0), sample.score(most / GRID)
     if best > target:
         raise ConfigurationError(
