@@ -47,8 +47,9 @@ class Checkpointing:
         except (DeviceLostError, PeerLostError) as error:
             self.settle(error.message)
             raise
-        except (MachineError, PermissionRefusedError) as error:  # the store may take nothing any more
-            error.message += f"; {self._keep_on_disk(self._last_state())}"
+        except (MachineError, PermissionRefusedError) as error:
+            if not self.attempt.finished:
+                error.message += f"; {self._rescue()}"
             raise
         except Exception:
             self._flush()
@@ -113,6 +114,15 @@ class Checkpointing:
         """Return when half of the time for saving is over (time.monotonic()); None where it has no end."""
         deadline, now = self.preemption.deadline, time.monotonic()
         return None if deadline is None else now + (deadline - now) / 2
+
+    def _rescue(self) -> str:
+        """Save the state in the store if it still takes it, else locally; return a message with the place."""
+        state = self._last_state()
+        if state and not (self.saver.error or self.saver.failing):
+            self.saver.offer(state)
+            if self._flush():
+                return f"durable is {self.saver.durable}"
+        return self._keep_on_disk(state)
 
     def _keep_on_disk(self, state: TrainingState | None) -> str:
         """Save the state locally; return a message with the path or the failure."""

@@ -211,7 +211,8 @@ def test_the_weights_that_a_recipe_builds_on_are_read(
     run.mkdir()
     info = weights.NetworkInfo(10, 1, ("a", "b"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "0" * 64)
     (run / layout.WEIGHTS).write_bytes(weights.save(info.build(), info))
-    words = ["--recipe", "demo-compact", "--device", "cpu", "--cache", tmp_path, "--run", tmp_path / "run"]
+    words: list[str | Path] = ["--recipe", "demo-compact", "--device", "cpu"]
+    words += ["--cache", tmp_path, "--run", tmp_path / "run"]
     code, checks = examine(capsys, *words, "--from", run, "--cycles", "none")
     assert (code, checks["from"]["text"]) == (0, f"{run}, WideResNet-10-1 of 2 classes")
     assert "teacher" not in checks

@@ -64,10 +64,9 @@ class Bench:
         after_step: Any,
         recipe: Recipe = RECIPE,
         kind: type[Trainer] = Trainer,
-        **settings: float,
     ) -> Iterator[Checkpointing]:
         own = compressed.build(10, 1, 7) if recipe.compresses else network()
-        chosen = AttemptSettings(**{"checkpoint_every": 3600.0, **settings})  # type: ignore[arg-type]
+        chosen = AttemptSettings(checkpoint_every=3600.0)
         with Attempt.claim(self.run, own, {}, chosen, self.cache, self.preemption) as attempt:
             trainer = kind(own, batches(), recipe, lambda: after_step(checkpointing))
             if attempt.state:
@@ -75,7 +74,7 @@ class Bench:
             checkpointing = Checkpointing(attempt, trainer, History())
             yield checkpointing
 
-    def stopped(self, before: Any = lambda checkpointing: None, **settings: float) -> BaseException:
+    def stopped(self, before: Any = lambda checkpointing: None) -> BaseException:
         """Return what a training raises that is stopped after STOP steps; `before` comes just before."""
 
         def after_step(checkpointing: Checkpointing) -> None:
@@ -87,7 +86,7 @@ class Bench:
 
         with (
             pytest.raises((PreemptedError, JobError)) as caught,
-            self.attempt(after_step, **settings) as checkpointing,
+            self.attempt(after_step) as checkpointing,
             checkpointing.running(),
         ):
             checkpointing.trainer.train_epoch()
@@ -181,18 +180,30 @@ def test_a_fenced_attempt_keeps_nothing(tmp_path: Path) -> None:
     assert bench.kept() == []
 
 
-def test_whatever_of_the_machine_ends_a_training_its_state_is_kept(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("reachable", "place"), [(True, "durable is epoch 1 step 3"), (False, "the state is kept in .*step 3")]
+)
+def test_whatever_of_the_machine_ends_a_training_its_state_is_saved(
+    tmp_path: Path, reachable: bool, place: str
+) -> None:
+    store = Failing(open_store(str(tmp_path / "run")), "objects", "manifests")
+    bench = Bench(store, tmp_path / "cache")
+
     def fail(checkpointing: Checkpointing) -> None:
         if checkpointing.trainer.step == STOP:
+            store.error = None if reachable else RefusedError("the token has expired")
             raise MachineError("No space left on device")
 
     with (
-        pytest.raises(MachineError, match="No space left on device; the state is kept in"),
+        pytest.raises(MachineError, match=f"No space left on device; {place}$"),
         bench.attempt(fail) as checkpointing,
         checkpointing.running(),
     ):
         checkpointing.trainer.train_epoch()
-    assert len(bench.kept()) == 1
+    assert len(bench.kept()) == (not reachable)
+    store.error = None
+    with Bench(store, tmp_path / "cache").attempt(lambda checkpointing: None) as again:
+        assert (again.trainer.epoch, again.trainer.step) == (0, STOP)
 
 
 TWO_PHASES = replace(RECIPE, cycles=(Cycle(1, 5e-3),), prune_cycles=(Cycle(1, 1e-3),), statistics_epochs=0)
