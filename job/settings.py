@@ -121,7 +121,7 @@ class DataSettings(Checked):
 
 
 @dataclass(frozen=True)
-class Origins(Checked):
+class PretrainedSettings(Checked):
     """Finished runs, or their .safetensors files, that a recipe builds on; their SHA-256 is part of it."""
 
     start: str | None = setting(
@@ -195,4 +195,4 @@ class Placement:
     data: DataSettings = DataSettings()
     device: DeviceSettings = DeviceSettings()
     attempt: AttemptSettings = AttemptSettings()
-    origins: Origins = Origins()
+    pretrained: PretrainedSettings = PretrainedSettings()

@@ -26,7 +26,7 @@ from job.commands.options import (
     teacher_option,
 )
 from job.events import printable
-from job.settings import DataSettings, DeviceSettings, Origins, Placement
+from job.settings import DataSettings, DeviceSettings, Placement, PretrainedSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -90,7 +90,7 @@ def doctor(
         run,
         DataSettings(sources(data, demo), cache),
         DeviceSettings(chosen_device(device, gpu_required=not demo)),
-        origins=Origins(start, teacher),
+        pretrained=PretrainedSettings(start, teacher),
     )
     count = int(processes) if processes != AUTO else resolve(processes, recipe.shards, device)
     findings = examine(recipe, placement, place(store_cache, run), count)

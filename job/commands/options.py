@@ -13,10 +13,10 @@ from job import settings
 from job.errors import UsageError
 from job.phases import Cycle, format_cycles, parse_cycles
 from job.recipe import RECIPES, Recipe
-from job.settings import AttemptSettings, DataSettings, DeviceSettings, Origins, Placement
+from job.settings import AttemptSettings, DataSettings, DeviceSettings, Placement, PretrainedSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Settings = type[Recipe | Placement | DataSettings | Origins | DeviceSettings | AttemptSettings]
+Settings = type[Recipe | Placement | DataSettings | PretrainedSettings | DeviceSettings | AttemptSettings]
 
 
 def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
@@ -172,8 +172,8 @@ recipe_option = option(
     help="entry: the 2019 entry. compact: entry, then pruned and quantised. demo, demo-compact: small "
     "versions on generated data. Other options override fields. Default: entry, with --demo demo.",
 )
-start_option = setting_option(Origins, "start", flag="--from")
-teacher_option = setting_option(Origins, "teacher")
+start_option = setting_option(PretrainedSettings, "start", flag="--from")
+teacher_option = setting_option(PretrainedSettings, "teacher")
 demo_data_option = option("--demo", is_flag=True, help="Use the generated data set of `train --demo`.")
 trained_data_option = setting_option(
     DataSettings,

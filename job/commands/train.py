@@ -34,7 +34,7 @@ from job.machine import launch
 from job.machine.preemption import Preemption
 from job.machine.process import OutputError, require_threads
 from job.run import layout
-from job.settings import AttemptSettings, DataSettings, DeviceSettings, Origins, Placement
+from job.settings import AttemptSettings, DataSettings, DeviceSettings, Placement, PretrainedSettings
 
 if TYPE_CHECKING:
     from job.run.report import Report
@@ -102,7 +102,7 @@ def train(
         DataSettings(sources(data, demo), cache, store_cache),
         DeviceSettings(chosen_device(device, gpu_required=not demo), graph, processes, step_timeout),
         AttemptSettings(checkpoint_every, storage_budget, grace, exact, accept_drift),
-        Origins(start, teacher),
+        PretrainedSettings(start, teacher),
     )
     preemption: Preemption = context.obj
     preemption.grace_seconds = grace

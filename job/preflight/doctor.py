@@ -48,7 +48,7 @@ def examine(recipe: Recipe, placement: Placement, store_cache: str | None, count
     sources, cache = placement.data.data, Path(placement.data.cache)
     data_check = Check("data", lambda: check_data(sources, cache, store_cache), NETWORK)
     data = _Background([data_check], NETWORK_SECONDS)
-    named = {"from": placement.origins.start, "teacher": placement.origins.teacher}
+    named = {"from": placement.pretrained.start, "teacher": placement.pretrained.teacher}
     given = _Background([_readable(name, uri) for name, uri in named.items() if uri], WEIGHTS_SECONDS)
     device = _check_device(recipe, placement.device.device, count)
     space = storage.space_check(recipe, placement.run, placement.data).finding()

@@ -32,9 +32,9 @@ from job.train.attempt import Attempt
 from job.train.checkpointing import Checkpointing
 from job.train.compression import Teacher
 from job.train.evaluate import Evaluator
-from job.train.given import Basis
 from job.train.loader import DeviceData
-from job.train.phases import Final, PhaseWeights, judge
+from job.train.phases import Final, PhaseWeights, phase_results
+from job.train.pretrained import Pretrained
 from job.train.schedule import one_cycle
 from job.train.step import CudaRecorder, check_graph
 from job.train.summary import conclude, draw_page, published_report
@@ -72,18 +72,18 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> Repor
     data = group.in_turn(lambda: prepare(placement.data.data, cache, copy))
     precision = devices.resolve_precision(recipe.precision, device)
     recipe = replace(recipe, precision=precision, data_sha256=data.dataset.sha256)
-    basis = Basis.read(placement.origins, recipe, data)
-    recipe = choose_sparsity(basis.named_in(recipe), data.dataset)
+    pretrained = Pretrained.read(placement.pretrained, recipe, data)
+    recipe = choose_sparsity(pretrained.with_hashes(recipe), data.dataset)
     machine = devices.machine(device)
     group.require_same({**machine, "recipe": recipe.fingerprint})
     on_device = DeviceData(data, recipe, device, own)
     info = NetworkInfo(
         recipe.depth, recipe.width, data.dataset.classes, data.mean, data.std, recipe.data_sha256
     )
-    network = initialise(info, recipe, basis).to(device).to(memory_format=torch.channels_last)
+    network = initialise(info, recipe, pretrained).to(device).to(memory_format=torch.channels_last)
     startup.lap("data")
     if not group.first:
-        follow(group, recipe, on_device, network, basis, placement.device, preemption)
+        follow(group, recipe, on_device, network, pretrained, placement.device, preemption)
         return None
 
     store = store or open_store(f"runs/{recipe.fingerprint}", retry_seconds)
@@ -98,7 +98,7 @@ def train(recipe: Recipe, placement: Placement, preemption: Preemption) -> Repor
             group.share(FINISHED)
             return present(attempt, attempt.outputs)
         group.share(attempt.state.encode() if attempt.state else NOTHING_YET)
-        return complete(attempt, group, data, on_device, network, info, basis, placement.device, startup)
+        return complete(attempt, group, data, on_device, network, info, pretrained, placement.device, startup)
 
 
 def complete(
@@ -108,7 +108,7 @@ def complete(
     on_device: DeviceData,
     network: nn.Sequential,
     info: NetworkInfo,
-    basis: Basis,
+    pretrained: Pretrained,
     settings: DeviceSettings,
     startup: Startup,
 ) -> Report:
@@ -123,10 +123,12 @@ def complete(
         checkpointing.after_step()
 
     def teacher() -> Teacher:
-        return Teacher.of(recipe, basis.teaches or group.share(kept.read(recipe.phases[0])), device)
+        return Teacher.of(
+            recipe, pretrained.teacher_network or group.share(phase_weights.read(recipe.phases[0])), device
+        )
 
     history = History(attempt.state.history if attempt.state else ())
-    kept = PhaseWeights(run, info, history, attempt.budget_seconds)
+    phase_weights = PhaseWeights(run, info, history, attempt.budget_seconds)
     recorder = CudaRecorder if settings.graph else None
     trainer = Trainer(network, batches, recipe, after_step, recorder, teacher, group)
     checkpointing = Checkpointing(attempt, trainer, history, group)
@@ -150,9 +152,9 @@ def complete(
                 events.phase("evaluate", epoch=trainer.epoch + 1, step=trainer.step)
                 with watchdog.watching():
                     figures |= evaluator.figures()
-            kept_weights = kept.keep(trainer.epoch + 1, network)
+            new_weights = phase_weights.keep(trainer.epoch + 1, network)
             with attempt.preemption.deferred():
-                record = history.add({**figures, **kept_weights}, attempt.generation)
+                record = history.add({**figures, **new_weights}, attempt.generation)
                 trainer.next_epoch()
             progress.epoch(record.figures())
         if history.records[-1].accuracy is None:  # --accept-drift has made an earlier epoch the last one
@@ -164,7 +166,7 @@ def complete(
         events.phase("score")
         with watchdog.watching():
             final = Final.of(network, info, evaluator)
-            phases = judge(kept, final, evaluator, data.dataset.train.images.shape[1:])
+            phases = phase_results(phase_weights, final, evaluator, data.dataset.train.images.shape[1:])
         outputs = conclude(run, data, final, phases, history, attempt.lineage(), device)
         attempt.finish(outputs, len(batches))
         return present(attempt, outputs)
@@ -175,7 +177,7 @@ def follow(
     recipe: Recipe,
     on_device: DeviceData,
     network: nn.Sequential,
-    basis: Basis,
+    pretrained: Pretrained,
     settings: DeviceSettings,
     preemption: Preemption,
 ) -> None:
@@ -188,7 +190,7 @@ def follow(
         group.check(preemption)
 
     def teacher() -> Teacher:
-        return Teacher.of(recipe, basis.teaches or group.share(), device)
+        return Teacher.of(recipe, pretrained.teacher_network or group.share(), device)
 
     device = on_device.batches.device
     notices = NoticePoller()
@@ -225,10 +227,10 @@ def memory_fix(recipe: Recipe) -> str:
     )
 
 
-def initialise(info: NetworkInfo, recipe: Recipe, basis: Basis) -> nn.Sequential:
-    """Return the network with the weights that it starts with: given ones, or the seed's on every device."""
+def initialise(info: NetworkInfo, recipe: Recipe, pretrained: Pretrained) -> nn.Sequential:
+    """Return the network with its first weights: pretrained ones, or the seed's, equal on every device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = info.build_compressed() if recipe.compresses else info.build()
-    basis.initialise(network)
+    pretrained.initialise(network)
     return network

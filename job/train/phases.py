@@ -1,4 +1,4 @@
-"""The networks that a run's phases end with: kept in its store, taught from, and judged for the report."""
+"""The networks that a run's phases end with: stored with the run, used as teacher, and reported."""
 
 from __future__ import annotations
 
@@ -91,35 +91,35 @@ class Final:
         A compressed network is evaluated as loaded from that file.
         """
         data = weights.save(network, info)
-        judged = weights.load(data)[0] if any(compressed.layers(network)) else network
-        return cls(judged, data, evaluator.predictions(judged))
+        loaded = weights.load(data)[0] if any(compressed.layers(network)) else network
+        return cls(loaded, data, evaluator.predictions(loaded))
 
 
-def judge(
-    kept: PhaseWeights, final: Final, evaluator: Evaluator, shape: tuple[int, ...]
+def phase_results(
+    stored: PhaseWeights, final: Final, evaluator: Evaluator, shape: tuple[int, ...]
 ) -> list[PhaseResult]:
     """Return the report's section `phases`; empty for a recipe of one phase.
 
     A phase whose weights were not kept is logged and left out.
     """
-    return list(_judged(kept, final, evaluator, shape)) if kept.run.recipe.compresses else []
+    return list(_phase_results(stored, final, evaluator, shape)) if stored.run.recipe.compresses else []
 
 
-def _judged(
-    kept: PhaseWeights, final: Final, evaluator: Evaluator, shape: tuple[int, ...]
+def _phase_results(
+    stored: PhaseWeights, final: Final, evaluator: Evaluator, shape: tuple[int, ...]
 ) -> Iterator[PhaseResult]:
-    *earlier, last = kept.run.recipe.phases
+    *earlier, last = stored.run.recipe.phases
     for phase in earlier:
-        name, sha256 = kept.name(phase), kept.history.records[phase.end - 1].weights
+        name, sha256 = stored.name(phase), stored.history.records[phase.end - 1].weights
         if name is None or sha256 is None:
             events.warn(
                 "figure_left_out", figure=f"phases.{phase.name}", reason="the recipe was another then"
             )
             continue
-        network = weights.load(kept.read(phase))[0]
-        file = StoredFile(uri=kept.run.uri(name), sha256=sha256)
+        network = weights.load(stored.read(phase))[0]
+        file = StoredFile(uri=stored.run.uri(name), sha256=sha256)
         yield _result(phase, network, evaluator.predictions(network), shape, file)
-    file = kept.run.describe(layout.WEIGHTS, final.data)
+    file = stored.run.describe(layout.WEIGHTS, final.data)
     yield _result(last, final.network, final.predictions, shape, file)
 
 

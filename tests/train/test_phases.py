@@ -26,7 +26,7 @@ from job.recipe import RECIPES, Recipe
 from job.run import layout
 from job.run.state import TrainingState, largest
 from job.score.rules import score
-from job.settings import Origins
+from job.settings import PretrainedSettings
 from job.store import open_store
 from job.train import job
 from job.train.compression import Teacher, sparsity_at
@@ -335,9 +335,9 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def refused(recipe: Recipe, archive: Path, run: Path, origins: Origins) -> JobError:
+def refused(recipe: Recipe, archive: Path, run: Path, pretrained: PretrainedSettings) -> JobError:
     with pytest.raises(JobError) as caught:
-        job.train(recipe, replace(place(archive, run), origins=origins), Preemption(10))
+        job.train(recipe, replace(place(archive, run), pretrained=pretrained), Preemption(10))
     assert not run.exists()
     return caught.value
 
@@ -350,17 +350,27 @@ def test_weights_that_cannot_be_built_on_are_refused_before_training(
     noise, empty = str(tmp_path / "noise.safetensors"), str(tmp_path / "empty")
     pruning, plain = replace(RECIPE, cycles=()), replace(RECIPE, prune_cycles=(), quantise_cycles=())
     cases = [
-        (65, "--from: .* has no weights.safetensors", pruning, Origins(start=empty)),
-        (78, "has 2 classes", pruning, Origins(start=str(foreign))),
-        (78, "has 2 classes", RECIPE, Origins(teacher=str(foreign))),
-        (65, "--teacher: there is no ", RECIPE, Origins(teacher=str(tmp_path / "none"))),
-        (65, "--from: these are not weights that this program saved", pruning, Origins(start=noise)),
-        (78, "--from: .* is of depth 10 and width 1", replace(pruning, width=2), Origins(start=str(dense))),
-        (2, "nothing in this recipe has a teacher", plain, Origins(teacher=str(dense))),
-        (78, "--target-score 1e-05", replace(RECIPE, target_score=1e-5), Origins()),
+        (65, "--from: .* has no weights.safetensors", pruning, PretrainedSettings(start=empty)),
+        (78, "has 2 classes", pruning, PretrainedSettings(start=str(foreign))),
+        (78, "has 2 classes", RECIPE, PretrainedSettings(teacher=str(foreign))),
+        (65, "--teacher: there is no ", RECIPE, PretrainedSettings(teacher=str(tmp_path / "none"))),
+        (
+            65,
+            "--from: these are not weights that this program saved",
+            pruning,
+            PretrainedSettings(start=noise),
+        ),
+        (
+            78,
+            "--from: .* is of depth 10 and width 1",
+            replace(pruning, width=2),
+            PretrainedSettings(start=str(dense)),
+        ),
+        (2, "nothing in this recipe has a teacher", plain, PretrainedSettings(teacher=str(dense))),
+        (78, "--target-score 1e-05", replace(RECIPE, target_score=1e-5), PretrainedSettings()),
     ]
-    for code, message, recipe, origins in cases:
-        error = refused(recipe, archive, tmp_path / "run", origins)
+    for code, message, recipe, pretrained in cases:
+        error = refused(recipe, archive, tmp_path / "run", pretrained)
         assert error.exit_code == code, error.message
         assert re.search(message, error.message)
         assert error.fix
@@ -391,7 +401,9 @@ def test_a_quantised_run_is_no_start_and_a_fine_teacher(
     assert done.returncode == ConfigurationError.exit_code
     assert "quantised already" in done.stderr
     recipe = replace(RECIPE, prune_cycles=(Cycle(1, 1e-3),), quantise_cycles=())
-    placement = replace(place(archive, tmp_path / "taught"), origins=Origins(teacher=str(finished[0])))
+    placement = replace(
+        place(archive, tmp_path / "taught"), pretrained=PretrainedSettings(teacher=str(finished[0]))
+    )
     report = job.train(recipe, placement, Preemption(10))
     assert report is not None
     assert [phase.name for phase in report.phases] == [DENSE, PRUNE, STATISTICS]

@@ -13,11 +13,11 @@ from job.network import compressed, weights
 from job.network.weights import NetworkInfo, PackedInfo
 from job.recipe import Recipe
 from job.run.outputs import read_weights
-from job.settings import Origins
+from job.settings import PretrainedSettings
 
 
 @dataclass(frozen=True)
-class Given:
+class PretrainedWeights:
     """Weights that were read from the address that `option` named."""
 
     option: str
@@ -27,7 +27,7 @@ class Given:
     sha256: str
 
     @classmethod
-    def read(cls, option: str, uri: str) -> Given:
+    def read(cls, option: str, uri: str) -> PretrainedWeights:
         """Read the weights of a finished run, or a .safetensors file.
 
         Raises DataError naming `option` where there are none or they cannot be used, and the store's errors.
@@ -58,36 +58,36 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Basis:
-    """What a recipe builds on; None where it has nothing of that kind."""
+class Pretrained:
+    """The weights that a recipe starts with and those of its teacher; None where it has none."""
 
-    start: Given | None
-    teacher: Given | None
+    start: PretrainedWeights | None
+    teacher: PretrainedWeights | None
 
     @classmethod
-    def read(cls, origins: Origins, recipe: Recipe, data: PreparedData) -> Basis:
+    def read(cls, settings: PretrainedSettings, recipe: Recipe, data: PreparedData) -> Pretrained:
         """Read what is named, and check it against the recipe and the data.
 
-        Raises UsageError for what has no effect, and what `Given` raises.
+        Raises UsageError for what has no effect, and what `PretrainedWeights` raises.
         """
-        if origins.teacher and not (recipe.compresses and recipe.distillation):
+        if settings.teacher and not (recipe.compresses and recipe.distillation):
             raise UsageError("--teacher: nothing in this recipe has a teacher", "Use --recipe compact")
-        start = Given.read("--from", origins.start) if origins.start else None
-        teacher = Given.read("--teacher", origins.teacher) if origins.teacher else None
-        for given in (start, teacher):
-            if given:
-                given.check(data)
+        start = PretrainedWeights.read("--from", settings.start) if settings.start else None
+        teacher = PretrainedWeights.read("--teacher", settings.teacher) if settings.teacher else None
+        for weights_read in (start, teacher):
+            if weights_read:
+                weights_read.check(data)
         if start:
             _check_shape(start, recipe)
         return cls(start, teacher)
 
     @property
-    def teaches(self) -> nn.Sequential | None:
+    def teacher_network(self) -> nn.Sequential | None:
         """The network that is the teacher; None where it is the run's own dense one."""
-        given = self.teacher or self.start
-        return given.network if given else None
+        chosen = self.teacher or self.start
+        return chosen.network if chosen else None
 
-    def named_in(self, recipe: Recipe) -> Recipe:
+    def with_hashes(self, recipe: Recipe) -> Recipe:
         """Return the recipe with the SHA-256 of what it builds on."""
         return replace(
             recipe,
@@ -103,7 +103,7 @@ class Basis:
                 layer.mask.copy_(layer.weight != 0)
 
 
-def _check_shape(start: Given, recipe: Recipe) -> None:
+def _check_shape(start: PretrainedWeights, recipe: Recipe) -> None:
     info = start.info
     if isinstance(info, PackedInfo):
         raise ConfigurationError(
