@@ -12,7 +12,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
+import torch
 
 from job import cli
 from job.checks.child import named
@@ -482,7 +484,10 @@ def test_too_little_memory_of_the_processor_names_the_batch_size(archive: Path, 
     assert "Lower --batch-size, now 8" in last
 
 
-def test_too_little_memory_elsewhere_is_the_machines_fault() -> None:
-    done = process("score", "--input", "3,4000000,4000000")
-    assert done.returncode == 74, done.stderr[-500:]
-    assert "the machine has too little memory" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty], ids=["torch", "numpy"])
+def test_too_little_memory_elsewhere_is_the_machines_fault(
+    allocate: Any, monkeypatch: pytest.MonkeyPatch, micronet: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("job.score.source.subject", lambda *arguments: allocate(2**50))
+    assert micronet("score") == 74
+    assert "the machine has too little memory" in capfd.readouterr().err.splitlines()[-1]

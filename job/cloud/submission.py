@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from job.data.archive import parse_source
 from job.errors import ConfigurationError, JobError, MachineError, PermissionRefusedError, UsageError
 from job.phases import format_cycles
 from job.settings import DEMO_DATA
-from job.store import local_path
 from job.text import has_credentials, redact
 
 CACHE = "/data"
@@ -170,6 +168,11 @@ def _check(run: str, image: str | None, variables: Mapping[str, str], data: Sequ
 
 
 def _check_places(data: Sequence[str], start_run: str | None, teacher: str | None) -> None:
+    from job.data.archive import (
+        parse_source,  # not at the top: `train` needs this module, and --help no numpy
+    )
+    from job.store import local_path
+
     places: list[tuple[str, str | None, str | None]] = [
         ("--data", source, parse_source(source).uri) for source in data if source != DEMO_DATA
     ]

@@ -83,7 +83,7 @@ def parse_source(text: str) -> Source:
         uri, sha256 = text, ""
     name = redact(uri)
     if mark and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise UsageError(f"{sha256!r:.80} is not a SHA-256", "Write 64 hex digits after #sha256=")
+        raise UsageError(f"{name!r} has a #sha256= that is not a SHA-256", "Write 64 hex digits after it")
     scheme, separator, rest = uri.partition("://")
     scheme = scheme.lower()
     if not uri or (separator and scheme not in SCHEMES):

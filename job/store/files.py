@@ -156,10 +156,9 @@ def scratch(parent: Path) -> Iterator[Path]:
     """Make a new folder in `parent` (itself made if missing), and remove it with its content afterwards.
 
     It is on its parent's file system, so that a rename out of it is atomic; the parent's name survives a
-    power loss. The next call removes the folders
-    that killed processes left: here, those whose file ALIVE nobody has locked; of other machines, whose locks
-    may not be seen here, those in which nothing has changed for ABANDONED_SECONDS either. Raises
-    TransientError for a folder that was removed nevertheless.
+    power loss. The next call removes the folders that killed processes left: here, those whose file ALIVE
+    nobody has locked; of other machines, whose locks may not be seen here, those in which nothing has changed
+    for ABANDONED_SECONDS either. Raises TransientError for a folder that was removed nevertheless.
     """
     make_folder(parent)
     _sweep(parent)
@@ -172,7 +171,7 @@ def scratch(parent: Path) -> Iterator[Path]:
         raise TransientError(f"{folder} was removed while it was in use", "Try again") from error
     finally:
         os.close(descriptor)  # before the removal: NFS keeps a file that is open, and with it the folder
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -220,9 +219,17 @@ def _remove_unlocked(folder: Path) -> None:
         os.close(within)
     try:
         if _try_lock(descriptor):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     finally:
         os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder with its content, as far as that is possible."""
+    # A signal's exception between two lines of rmtree has it close a descriptor twice (Python 3.11). Its
+    # OSError would take the place of the PreemptedError, which is raised again at the next check.
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock_domain(folder: Path) -> str:

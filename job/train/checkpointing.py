@@ -116,7 +116,10 @@ class Checkpointing:
         return None if deadline is None else now + (deadline - now) / 2
 
     def _rescue(self) -> str:
-        """Save the state in the store if it still takes it, else locally; return a message with the place."""
+        """Save the state in the store if it still takes it, else locally; return a message with the place.
+
+        The state is whole: these errors come from what is done between two steps.
+        """
         state = self._last_state()
         if state and not (self.saver.error or self.saver.failing):
             self.saver.offer(state)

@@ -82,7 +82,7 @@ def test_what_is_no_source_is_a_wrong_usage(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a#sha256=12", "'12' is not a SHA-256"),
+        ("a#sha256=12", "'a' has a #sha256= that is not a SHA-256"),
         ("ftp://host/a", "file://, http://, https://, s3:// or gs://"),
         ("s3://bucket", "'s3://bucket' names a bucket and no file.*s3://BUCKET/KEY"),
         ("S3://bucket/", "names a bucket and no file"),

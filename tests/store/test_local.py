@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from job.errors import ConfigurationError, MachineError, PermissionRefusedError
+from job.errors import ConfigurationError, MachineError, PermissionRefusedError, PreemptedError
 from job.run.checkpoints import Checkpoints
 from job.run.records import Worker
 from job.store import files, local
@@ -300,6 +300,25 @@ def test_a_scratch_folder_that_is_removed_meanwhile_is_tried_again(tmp_path: Pat
     with pytest.raises(TransientError, match="removed while it was in use") as caught:
         work()
     assert caught.value.exit_code == 74
+
+
+def test_a_signal_while_a_scratch_folder_is_removed_is_no_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = [PreemptedError("stopped by SIGTERM", "")]
+
+    def close(descriptor: int) -> None:
+        """Close it, and let a signal come before rmtree's next line."""
+        os_close(descriptor)
+        if signals and sys._getframe(1).f_code.co_filename == shutil.__file__:
+            raise signals.pop()
+
+    os_close = os.close
+    monkeypatch.setattr(os, "close", close)
+    with contextlib.suppress(PreemptedError):
+        LocalStore(tmp_path / "run").put("a", b"x")
+    assert not signals
+    assert (tmp_path / "run" / "a").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

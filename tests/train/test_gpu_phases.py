@@ -178,7 +178,7 @@ def test_no_step_of_any_phase_reads_the_device(whole: tuple[Path, Counter[tuple[
     layers = len(phases(whole[0])[0]["layers"])
     assert reads == {"Trainer.train_epoch": PHASES, "_result": PHASES * layers}  # the report's zeros
     copies = {where for kind, where in whole[1] if kind == "copy"}
-    assert copies == {*COPIES, "_host", "_levels"}
+    assert copies == {*COPIES, "_host", "pack"}
     assert {kind for kind, _ in whole[1]} == {"read", "copy"}
 
 
